@@ -1,0 +1,1 @@
+//! What pg-backup must keep, and prove.

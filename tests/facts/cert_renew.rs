@@ -1,0 +1,1 @@
+//! What pg-cert-renew must renew, and when.

@@ -1,0 +1,1 @@
+//! What pg-health-check must answer.

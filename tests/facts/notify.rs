@@ -1,0 +1,1 @@
+//! What pg-notify must deliver, and how often.

@@ -1,0 +1,1 @@
+//! What installing, upgrading and removing the package must do.

@@ -1,0 +1,1 @@
+//! What pg-recover must do, and must leave alone.

@@ -1,0 +1,1 @@
+//! What pg-rollback must put back.

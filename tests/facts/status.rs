@@ -1,0 +1,1 @@
+//! What pg-status must show.

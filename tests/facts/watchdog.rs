@@ -1,0 +1,1 @@
+//! What pg-watchdog must see, and how soon.

@@ -1,0 +1,1 @@
+//! One file for each fault: what it imitates, and by which mechanism.

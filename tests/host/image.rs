@@ -1,0 +1,257 @@
+//! What machines are made of: a base that mmdebstrap builds once, and above it a layer with the package installed.
+//!
+//! Both live in the cache folder (`/var/cache/pg-recovery-tests`, or `PG_RECOVERY_TEST_CACHE`), named after what they were
+//! made from, so nothing in it is ever stale; it may be deleted whenever no test is running.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::fcntl::{Flock, FlockArg};
+use sha2::{Digest, Sha256};
+
+use crate::machine::Machine;
+use crate::{Output, Suite};
+
+const INCLUDE: &str =
+    "systemd,systemd-sysv,dbus,postgresql,libpam-systemd,iproute2,procps,kmod,adduser,e2fsprogs";
+
+/// Raise it when something below changes what a base holds.
+const RECIPE: u32 = 1;
+
+/// Services that do nothing for a test but take time, or reach for a network that is not there.
+const MASKED: &[&str] = &[
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "ldconfig.service",
+    "man-db.timer",
+    "systemd-journal-catalog-update.service",
+    // It would load modules into the kernel of the computer that runs the tests, and fails without them.
+    "systemd-modules-load.service",
+];
+
+/// The layers of a machine without the package.
+pub(crate) fn plain(suite: Suite) -> Vec<PathBuf> {
+    vec![base(suite)]
+}
+
+/// The layers of a machine with the package, the topmost first.
+pub(crate) fn with_package(suite: Suite) -> Vec<PathBuf> {
+    let base = base(suite);
+    let package = package();
+    let content = fs::read(&package)
+        .unwrap_or_else(|error| panic!("could not read {}: {error}", package.display()));
+    let base_name = base
+        .file_name()
+        .expect("a base has a name")
+        .to_string_lossy()
+        .into_owned();
+    let layer = cache().join(format!("package-{}-on-{base_name}", short_hash(&content)));
+    build_once(&layer, |target| {
+        let machine = Machine::boot(std::slice::from_ref(&base));
+        fs::copy(&package, machine.root().join("pg-recovery.deb"))
+            .expect("the package can be copied into the machine");
+        let mut install = machine.enter();
+        install.env("DEBIAN_FRONTEND", "noninteractive");
+        // As a unit, so that whatever the package starts or leaves behind is in a proper control group.
+        install.args([
+            "systemd-run",
+            "--quiet",
+            "--pipe",
+            "--wait",
+            "--setenv=DEBIAN_FRONTEND=noninteractive",
+        ]);
+        install.args([
+            "timeout",
+            "300",
+            "apt-get",
+            "install",
+            "--yes",
+            "/pg-recovery.deb",
+        ]);
+        let output = Output::from(&install.output().expect("nsenter can be started"));
+        assert!(
+            output.success(),
+            "could not install {}: {output}",
+            package.display()
+        );
+        let _ = machine.enter().args(["systemctl", "poweroff"]).output();
+        machine.wait_for_poweroff();
+        for stale in ["var/log/journal", "var/log/postgresql"] {
+            // Each test is to read its own journal only.
+            empty_files_of(&machine.dir().join("upper").join(stale));
+        }
+        machine.keep_upper(target);
+    });
+    vec![layer, base]
+}
+
+/// The package under test: `PG_RECOVERY_DEB`, or built now.
+pub(crate) fn package() -> PathBuf {
+    static PACKAGE: OnceLock<PathBuf> = OnceLock::new();
+    PACKAGE
+        .get_or_init(|| {
+            if let Some(given) = std::env::var_os("PG_RECOVERY_DEB") {
+                return PathBuf::from(given);
+            }
+            let top = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .parent()
+                .expect("the tests are in the work tree");
+            let output = Command::new(top.join("packaging/deb"))
+                .current_dir(top)
+                .output()
+                .unwrap_or_else(|error| panic!("could not start packaging/deb: {error}"));
+            let output = Output::from(&output);
+            assert!(output.success(), "could not build the package: {output}");
+            top.join(
+                output
+                    .stdout
+                    .lines()
+                    .last()
+                    .expect("packaging/deb prints the path of the package")
+                    .trim(),
+            )
+        })
+        .clone()
+}
+
+fn base(suite: Suite) -> PathBuf {
+    // A new month is a new base, with the updates that Debian has made since.
+    let key = short_hash(format!("{INCLUDE} {RECIPE} {}", MASKED.join(" ")).as_bytes());
+    let base = cache().join(format!("base-{}-{}-{key}", suite.name(), month()));
+    build_once(&base, |target| {
+        let mut refused = String::new();
+        // First mmdebstrap's own choice of an archive, then the one that this computer uses itself.
+        for archive in [None, host_archive()] {
+            let _ = fs::remove_dir_all(target);
+            let mut command = Command::new("mmdebstrap");
+            command.args(["--quiet", "--variant=apt", &format!("--include={INCLUDE}")]);
+            command.arg(suite.name()).arg(target).args(archive);
+            let output = command
+                .output()
+                .unwrap_or_else(|error| panic!("could not start mmdebstrap: {error}"));
+            if output.status.success() {
+                prepare(target);
+                return;
+            }
+            refused = Output::from(&output).to_string();
+        }
+        panic!("could not build a base of {}: {refused}", suite.name());
+    });
+    base
+}
+
+/// Trims a new base for quick boots.
+fn prepare(base: &Path) {
+    // Without an identity every boot would be a "first boot", which enables units by preset.
+    let identity = short_hash(base.as_os_str().as_encoded_bytes()).repeat(2);
+    fs::write(
+        base.join("etc/machine-id"),
+        format!("{}\n", &identity[..32]),
+    )
+    .expect("the base can be written");
+    for unit in MASKED {
+        let link = base.join("etc/systemd/system").join(unit);
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink("/dev/null", link).expect("the base can be written");
+    }
+}
+
+fn host_archive() -> Option<String> {
+    let output = Command::new("apt-get")
+        .args([
+            "indextargets",
+            "--format",
+            "$(REPO_URI)",
+            "Created-By: Packages",
+            "Origin: Debian",
+        ])
+        .output()
+        .ok()?;
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .next()
+        .map(str::to_owned)
+}
+
+fn cache() -> PathBuf {
+    std::env::var_os("PG_RECOVERY_TEST_CACHE").map_or_else(
+        || PathBuf::from("/var/cache/pg-recovery-tests"),
+        PathBuf::from,
+    )
+}
+
+/// The first test to come builds, all others wait; what is there under its final name is complete.
+fn build_once(target: &Path, build: impl FnOnce(&Path)) {
+    if target.exists() {
+        return;
+    }
+    let name = target
+        .file_name()
+        .expect("a layer has a name")
+        .to_string_lossy()
+        .into_owned();
+    fs::create_dir_all(cache())
+        .unwrap_or_else(|error| panic!("could not create {}: {error}", cache().display()));
+    let lock =
+        fs::File::create(cache().join(format!("{name}.lock"))).expect("the cache can be written");
+    let _held = Flock::lock(lock, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .expect("flock works");
+    if target.exists() {
+        return;
+    }
+    let partial = cache().join(format!("{name}.partial"));
+    let _ = fs::remove_dir_all(&partial);
+    build(&partial);
+    // What was built is on the disk before its name says so: a later power cut must not leave half a base.
+    nix::unistd::syncfs(
+        fs::File::open(&partial)
+            .expect("the layer is there")
+            .as_fd(),
+    )
+    .expect("syncfs works");
+    fs::rename(&partial, target).expect("the cache can be written");
+}
+
+fn empty_files_of(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            empty_files_of(&path);
+        } else if path
+            .extension()
+            .is_some_and(|extension| extension == "journal")
+        {
+            let _ = fs::remove_file(path);
+        } else {
+            let _ = fs::write(path, "");
+        }
+    }
+}
+
+fn short_hash(content: &[u8]) -> String {
+    Sha256::digest(content)
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Months since 1970, near enough.
+fn month() -> u64 {
+    let seconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    seconds / (30 * 24 * 60 * 60)
+}

@@ -1,0 +1,427 @@
+//! One machine: an overlay, a control group of its own, systemd-nspawn in it, and a reaper that outlives the test.
+//!
+//! The run folder holds one folder for each machine, named after its owner: `PID-STARTTIME-N`. What an owner leaves behind is
+//! removed by the machine's reaper; should the reaper have been killed as well, by the next test process that boots a machine.
+
+use std::ffi::CString;
+use std::fs;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, Once};
+use std::time::Duration;
+
+use crate::poll::poll_until;
+
+const REAPER: &str = include_str!("reaper.sh");
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Long enough for a busy computer; a healthy machine needs three seconds.
+const BOOT_DEADLINE: Duration = Duration::from_secs(120);
+
+/// A machine that is up, or between two boots.
+pub(crate) struct Machine {
+    dir: PathBuf,
+    cgroup: PathBuf,
+    running: Mutex<Option<Running>>,
+    reaper: Child,
+}
+
+struct Running {
+    nspawn: Child,
+    leader: i32,
+}
+
+impl Machine {
+    /// Prepares a machine on these layers, the topmost first, and boots it.
+    pub fn boot(layers: &[PathBuf]) -> Machine {
+        let machine = Machine::prepare(layers);
+        machine.start();
+        machine
+    }
+
+    fn prepare(layers: &[PathBuf]) -> Machine {
+        static SWEEP: Once = Once::new();
+        SWEEP.call_once(sweep);
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let pid = std::process::id();
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!(
+            "{pid}-{}-{number}",
+            start_time(pid).expect("this process has a start time")
+        );
+        let dir = run_folder().join(&name);
+        let cgroup = cgroup_of(&name);
+        for part in ["upper", "work", "root"] {
+            fs::create_dir_all(dir.join(part))
+                .unwrap_or_else(|error| panic!("could not create {}: {error}", dir.display()));
+        }
+        // The reaper must be there before the first thing that it would have to remove.
+        let reaper = start_reaper(&dir, &cgroup, Stdio::piped());
+        // The commands of tests are kept apart from the payload, whose control groups belong to the machine's systemd.
+        fs::create_dir_all(cgroup.join("words")).unwrap_or_else(|error| {
+            panic!(
+                "could not create the control group {}: {error}",
+                cgroup.display()
+            )
+        });
+        mount_overlay(layers, &dir);
+        Machine {
+            dir,
+            cgroup,
+            running: Mutex::new(None),
+            reaper,
+        }
+    }
+
+    /// Boots, and returns when systemd has finished all jobs of the boot.
+    pub fn start(&self) {
+        let console = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.join("console"))
+            .expect("the console's file can be opened");
+        let mut command = Command::new("systemd-nspawn");
+        command
+            .args([
+                "--quiet",
+                "--register=no",
+                "--keep-unit",
+                "--private-network",
+                "--capability=all",
+                "--link-journal=no",
+            ])
+            .args([
+                "--timezone=off",
+                "--resolv-conf=off",
+                "--console=pipe",
+                "--boot",
+                "--directory",
+            ])
+            .arg(self.dir.join("root"))
+            // Two machines of the same name exclude each other.
+            .arg(format!(
+                "--machine=pg-{}",
+                self.dir
+                    .file_name()
+                    .expect("the folder has a name")
+                    .display()
+            ))
+            .arg("--hostname=pghost")
+            .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
+            .stdin(Stdio::null())
+            .stdout(console.try_clone().expect("a file can be cloned"))
+            .stderr(console)
+            .process_group(0);
+        // nspawn makes payload/ and supervisor/ in the control group it is started from; two machines in one would share them.
+        join_cgroup(&mut command, &self.cgroup);
+        let mut nspawn = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("could not start systemd-nspawn: {error}"));
+        let leader = poll_until(BOOT_DEADLINE, || match nspawn.try_wait() {
+            Ok(None) => leader_of(nspawn.id()),
+            _ => Some(0),
+        })
+        .filter(|leader| *leader != 0);
+        let Some(leader) = leader else {
+            let _ = nspawn.kill();
+            let _ = nspawn.wait();
+            panic!("the machine did not start:\n{}", self.console());
+        };
+        // Clients outside reach the machine's sockets by this path, whichever boot it is.
+        let link = self.dir.join("machine");
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(format!("/proc/{leader}/root"), &link)
+            .expect("a link can be made");
+        *self.running.lock().expect("no word panicked while booting") =
+            Some(Running { nspawn, leader });
+
+        let booted = poll_until(BOOT_DEADLINE, || {
+            let output = self
+                .enter()
+                .args(["systemctl", "is-system-running"])
+                .output()
+                .ok()?;
+            let state = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            matches!(state.as_str(), "running" | "degraded").then_some(())
+        });
+        assert!(
+            booted.is_some(),
+            "the machine did not finish its boot:\n{}",
+            self.console()
+        );
+    }
+
+    /// Takes the power away: every process is gone at once, the disk stays as it is.
+    pub fn cut_power(&self) {
+        let mut running = self.running.lock().expect("no word panicked while booting");
+        if let Some(mut was) = running.take() {
+            // SAFETY: kill(2) has no memory effects; the leader is a live or zombie child of nspawn, which is not reaped yet.
+            unsafe { libc::kill(was.leader, libc::SIGKILL) };
+            wait_for_exit(&mut was.nspawn);
+        }
+    }
+
+    /// Waits until the machine has powered itself off.
+    pub fn wait_for_poweroff(&self) {
+        let mut running = self.running.lock().expect("no word panicked while booting");
+        if let Some(mut was) = running.take() {
+            wait_for_exit(&mut was.nspawn);
+        }
+    }
+
+    /// A command that will run in the machine, as root, outside of its units.
+    pub fn enter(&self) -> Command {
+        let leader = self.leader();
+        let mut command = Command::new("nsenter");
+        command
+            .args(["--target", &leader.to_string()])
+            .args([
+                "--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--root", "--wd", "--",
+            ])
+            .env_clear()
+            .envs([
+                ("PATH", PATH),
+                ("HOME", "/root"),
+                ("LANG", "C.UTF-8"),
+                ("TERM", "dumb"),
+            ])
+            .stdin(Stdio::null())
+            .process_group(0);
+        join_cgroup(&mut command, &self.cgroup.join("words"));
+        command
+    }
+
+    /// A command outside that must not outlive the machine.
+    pub fn beside(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null()).process_group(0);
+        join_cgroup(&mut command, &self.cgroup.join("words"));
+        command
+    }
+
+    /// Its PID 1, as seen from outside.
+    pub fn leader(&self) -> i32 {
+        let running = self.running.lock().expect("no word panicked while booting");
+        running.as_ref().expect("the machine is up").leader
+    }
+
+    /// Whether PID 1 is there.
+    pub fn is_up(&self) -> bool {
+        self.running.lock().is_ok_and(|running| running.is_some())
+    }
+
+    /// The machine's file tree: as its own processes see it while it is up, the bare disk otherwise.
+    pub fn root(&self) -> PathBuf {
+        match self
+            .running
+            .lock()
+            .expect("no word panicked while booting")
+            .as_ref()
+        {
+            Some(running) => PathBuf::from(format!("/proc/{}/root", running.leader)),
+            None => self.dir.join("root"),
+        }
+    }
+
+    /// The folder outside, for whatever belongs to this machine and must go with it.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its control group, as seen from outside.
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
+    /// What it has written on its console.
+    pub fn console(&self) -> String {
+        fs::read(self.dir.join("console"))
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// Gives the disk away to be a lower layer; the machine must be off.
+    pub fn keep_upper(self, target: &Path) {
+        assert!(!self.is_up(), "a layer is taken from a machine that is off");
+        unmount_overlay(&self.dir);
+        let upper = self.dir.join("upper");
+        if fs::rename(&upper, target).is_err() {
+            // Another file system. The copy must keep overlay's own marks, which are device files and attributes.
+            let status = Command::new("cp")
+                .arg("--archive")
+                .arg(&upper)
+                .arg(target)
+                .status()
+                .expect("cp can be started");
+            assert!(
+                status.success(),
+                "could not keep the layer {}",
+                target.display()
+            );
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Closing its standard input is what the reaper waits for.
+        drop(self.reaper.stdin.take());
+        let _ = self.reaper.wait();
+        if let Ok(mut running) = self.running.lock()
+            && let Some(was) = running.as_mut()
+        {
+            let _ = was.nspawn.wait();
+        }
+    }
+}
+
+/// The folder with a folder for each machine.
+pub(crate) fn run_folder() -> PathBuf {
+    std::env::var_os("PG_RECOVERY_TEST_RUN").map_or_else(
+        || PathBuf::from("/var/tmp/pg-recovery-tests"),
+        PathBuf::from,
+    )
+}
+
+fn cgroup_of(name: &str) -> PathBuf {
+    // On a hybrid host cgroup2 is mounted below the old hierarchies.
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc is mounted");
+    let root = mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ');
+            let (_, target, kind) = (fields.next()?, fields.next()?, fields.next()?);
+            (kind == "cgroup2").then(|| PathBuf::from(target))
+        })
+        .next()
+        .expect("cannot boot machines here: cgroup2 is not mounted");
+    root.join(format!("pg-recovery-tests-{name}"))
+}
+
+fn start_reaper(dir: &Path, cgroup: &Path, input: Stdio) -> Child {
+    let mut command = Command::new("/bin/bash");
+    command
+        .args(["-c", REAPER, "reaper"])
+        .arg(dir)
+        .arg(cgroup)
+        .stdin(input)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    // In a session of its own, so that neither Ctrl-C nor the end of the terminal reaches it.
+    // SAFETY: setsid(2) is async-signal-safe and touches no memory.
+    unsafe {
+        command.pre_exec(|| {
+            libc::setsid();
+            Ok(())
+        });
+    }
+    command
+        .spawn()
+        .unwrap_or_else(|error| panic!("could not start the reaper: {error}"))
+}
+
+/// Removes what dead owners left behind.
+fn sweep() {
+    let Ok(folders) = fs::read_dir(run_folder()) else {
+        return;
+    };
+    for folder in folders.flatten() {
+        let name = folder.file_name().to_string_lossy().into_owned();
+        let mut parts = name.split('-');
+        let owner = parts.next().and_then(|pid| pid.parse::<u32>().ok());
+        let started = parts.next().and_then(|time| time.parse::<u64>().ok());
+        let (Some(owner), Some(started)) = (owner, started) else {
+            continue;
+        };
+        if start_time(owner) != Some(started) {
+            let _ = start_reaper(&folder.path(), &cgroup_of(&name), Stdio::null()).wait();
+        }
+    }
+}
+
+/// Field 22 of /proc/PID/stat: together with the pid it names a process for good.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold spaces.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// The child of nspawn that is PID 1 in its own namespace and has become systemd.
+fn leader_of(nspawn: u32) -> Option<i32> {
+    let children = fs::read_to_string(format!("/proc/{nspawn}/task/{nspawn}/children")).ok()?;
+    children.split_whitespace().find_map(|child| {
+        let status = fs::read_to_string(format!("/proc/{child}/status")).ok()?;
+        let is_first = status
+            .lines()
+            .any(|line| line.starts_with("NSpid:") && line.ends_with("\t1"));
+        let is_systemd = status
+            .lines()
+            .next()
+            .is_some_and(|line| line == "Name:\tsystemd");
+        (is_first && is_systemd).then(|| child.parse().ok())?
+    })
+}
+
+fn join_cgroup(command: &mut Command, cgroup: &Path) {
+    let path = CString::new(cgroup.join("cgroup.procs").as_os_str().as_bytes())
+        .expect("a path has no NUL byte");
+    // SAFETY: open, write and close are async-signal-safe, and the path was allocated before the fork.
+    unsafe {
+        command.pre_exec(move || {
+            let fd = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            if fd < 0 || libc::write(fd, b"0".as_ptr().cast(), 1) != 1 {
+                return Err(std::io::Error::last_os_error());
+            }
+            libc::close(fd);
+            Ok(())
+        });
+    }
+}
+
+fn mount_overlay(layers: &[PathBuf], dir: &Path) {
+    let lower: Vec<String> = layers
+        .iter()
+        .map(|layer| layer.display().to_string())
+        .collect();
+    let options = format!(
+        "lowerdir={},upperdir={d}/upper,workdir={d}/work",
+        lower.join(":"),
+        d = dir.display()
+    );
+    let status = Command::new("mount")
+        .args(["-t", "overlay", "overlay", "-o", &options])
+        .arg(dir.join("root"))
+        .status()
+        .expect("mount can be started");
+    assert!(
+        status.success(),
+        "could not mount the overlay with {options}"
+    );
+}
+
+fn unmount_overlay(dir: &Path) {
+    let status = Command::new("umount")
+        .arg(dir.join("root"))
+        .status()
+        .expect("umount can be started");
+    assert!(status.success(), "could not unmount {}/root", dir.display());
+}
+
+fn wait_for_exit(nspawn: &mut Child) {
+    let gone = poll_until(BOOT_DEADLINE, || {
+        matches!(nspawn.try_wait(), Ok(Some(_)) | Err(_)).then_some(())
+    });
+    if gone.is_none() {
+        let _ = nspawn.kill();
+        let _ = nspawn.wait();
+        let _ = writeln!(
+            std::io::stderr(),
+            "systemd-nspawn did not end by itself and was killed"
+        );
+    }
+}

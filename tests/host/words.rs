@@ -1,0 +1,535 @@
+//! A booted machine and what a test can do with it and ask of it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use crate::machine::Machine;
+use crate::poll::poll_until;
+use crate::{Cluster, Disk, File, Journal, Ledger, Output, Signal, Suite, image};
+
+/// No command of a test may hang the test.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long units and servers may take to get where a test wants them before it looks.
+const SOON: Duration = Duration::from_secs(60);
+
+/// A booted machine. Dropping it removes it; when the test is failing, its journal and logs are printed first.
+pub struct Host {
+    suite: Suite,
+    machine: Machine,
+}
+
+impl Host {
+    // ---- booting -------------------------------------------------------------------------------------------------
+
+    /// Boots a machine with the package installed and its cluster accepting connections.
+    pub fn boot(suite: Suite) -> Host {
+        Host::on(suite, &image::with_package(suite))
+    }
+
+    /// Boots a machine without the package: the distribution's PostgreSQL as it is.
+    pub fn boot_plain(suite: Suite) -> Host {
+        Host::on(suite, &image::plain(suite))
+    }
+
+    fn on(suite: Suite, layers: &[PathBuf]) -> Host {
+        let host = Host {
+            suite,
+            machine: Machine::boot(layers),
+        };
+        host.wait_until_accepting(SOON);
+        host
+    }
+
+    /// Installs the package under test, as an operator would, and returns what apt said.
+    pub fn install_package(&self) -> Output {
+        let package = image::package();
+        let content = std::fs::read(&package)
+            .unwrap_or_else(|error| panic!("could not read {}: {error}", package.display()));
+        self.file("/pg-recovery.deb").write(content);
+        self.run("systemd-run --quiet --pipe --wait --setenv=DEBIAN_FRONTEND=noninteractive apt-get install --yes /pg-recovery.deb")
+    }
+
+    /// Cuts the power and boots again from the same disk. The page cache of the outside survives: see [`Disk`] for disks
+    /// that forget what was not flushed.
+    pub fn power_cut_and_boot(&self) {
+        self.cut_power();
+        self.boot_again();
+    }
+
+    /// Cuts the power: all processes are gone at once.
+    pub fn cut_power(&self) {
+        self.machine.cut_power();
+    }
+
+    /// Boots from the same disk, and returns when the boot has finished, whatever became of the cluster.
+    pub fn boot_again(&self) {
+        self.machine.start();
+    }
+
+    /// Shuts the machine down cleanly and boots it again.
+    pub fn reboot(&self) {
+        self.shut_down();
+        self.boot_again();
+    }
+
+    /// Shuts the machine down cleanly.
+    pub fn shut_down(&self) {
+        self.run("systemctl poweroff");
+        self.machine.wait_for_poweroff();
+    }
+
+    // ---- commands ------------------------------------------------------------------------------------------------
+
+    /// Runs a shell command as root, outside of any unit. What it leaves running must go through [`Host::run_as_unit`].
+    pub fn run(&self, command: &str) -> Output {
+        self.run_words(&["/bin/bash", "-c", command])
+    }
+
+    /// The same, and it must succeed; returns its standard output without the last line's end.
+    #[track_caller]
+    pub fn sh(&self, command: &str) -> String {
+        let output = self.run(command);
+        assert!(output.success(), "{command}\n{output}");
+        output.stdout.trim_end().to_owned()
+    }
+
+    /// Runs a shell command as the user postgres.
+    pub fn as_postgres(&self, command: &str) -> Output {
+        self.run_words(&[
+            "runuser",
+            "-u",
+            "postgres",
+            "--",
+            "/bin/bash",
+            "-c",
+            command,
+        ])
+    }
+
+    /// Runs a program with these arguments, without a shell.
+    pub fn run_words(&self, words: &[&str]) -> Output {
+        let mut command = self.machine.enter();
+        command
+            .args(["timeout", "--kill-after=2", &PATIENCE.as_secs().to_string()])
+            .args(words);
+        let output = command
+            .output()
+            .unwrap_or_else(|error| panic!("could not start nsenter: {error}"));
+        Output::from(&output)
+    }
+
+    /// Leaves a shell command running as a unit of its own, as this user, and returns its pid in the machine.
+    #[track_caller]
+    pub fn run_as_unit(&self, unit: &str, user: &str, command: &str) -> i32 {
+        let unit = format!("--unit={unit}");
+        let user = format!("--uid={user}");
+        let words = [
+            "systemd-run",
+            "--quiet",
+            "--collect",
+            &unit,
+            &user,
+            "/bin/bash",
+            "-c",
+            command,
+        ];
+        let output = self.run_words(&words);
+        assert!(output.success(), "{command}\n{output}");
+        self.property_of(&unit[7..], "MainPID")
+            .parse()
+            .expect("systemd knows the pid")
+    }
+
+    /// Runs SQL in the database postgres of the main cluster; it must succeed. Columns are separated by `|`.
+    #[track_caller]
+    pub fn psql(&self, sql: &str) -> String {
+        self.psql_on(&self.main_cluster(), sql)
+    }
+
+    /// The same on another cluster.
+    #[track_caller]
+    pub fn psql_on(&self, cluster: &Cluster, sql: &str) -> String {
+        let output = self.try_psql_on(cluster, sql);
+        assert!(output.success(), "{sql}\n{output}");
+        output.stdout.trim_end().to_owned()
+    }
+
+    /// Runs SQL that may fail. A server that does not answer costs ten seconds, and status 124.
+    pub fn try_psql(&self, sql: &str) -> Output {
+        self.try_psql_on(&self.main_cluster(), sql)
+    }
+
+    /// The same on another cluster.
+    pub fn try_psql_on(&self, cluster: &Cluster, sql: &str) -> Output {
+        let port = cluster.port().to_string();
+        let psql = cluster.program("psql");
+        let words = [
+            "runuser",
+            "-u",
+            "postgres",
+            "--",
+            "timeout",
+            "10",
+            &psql,
+            "-XAtq",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-p",
+            &port,
+        ];
+        self.run_words(&[&words[..], &["-d", "postgres", "-c", sql]].concat())
+    }
+
+    // ---- units ---------------------------------------------------------------------------------------------------
+
+    /// Starts a unit without waiting for it.
+    #[track_caller]
+    pub fn start(&self, unit: &str) {
+        self.sh(&format!("systemctl start --no-block '{unit}'"));
+    }
+
+    /// Starts a unit and waits for its job; a oneshot has then run to its end. Returns what systemctl said.
+    pub fn start_and_wait(&self, unit: &str) -> Output {
+        self.run(&format!("systemctl start '{unit}'"))
+    }
+
+    /// A unit's ActiveState.
+    #[track_caller]
+    pub fn state_of(&self, unit: &str) -> String {
+        self.property_of(unit, "ActiveState")
+    }
+
+    /// Any property of a unit.
+    #[track_caller]
+    pub fn property_of(&self, unit: &str, property: &str) -> String {
+        let output = self.run_words(&["systemctl", "show", "--value", "-p", property, unit]);
+        assert!(output.success(), "systemctl show {unit}\n{output}");
+        output.stdout.trim_end().to_owned()
+    }
+
+    /// Waits until a unit has this ActiveState.
+    #[track_caller]
+    pub fn wait_for_state(&self, unit: &str, state: &str, deadline: Duration) {
+        let mut last = String::new();
+        let done = poll_until(deadline, || {
+            last = self.state_of(unit);
+            (last == state).then_some(())
+        });
+        assert!(
+            done.is_some(),
+            "{unit} was not {state} within {deadline:?}, but {last}"
+        );
+    }
+
+    /// Stops a unit the way an operator does.
+    #[track_caller]
+    pub fn operator_stops(&self, unit: &str) {
+        self.sh(&format!("systemctl stop '{unit}'"));
+    }
+
+    /// Switches a unit off for good the way an operator does. For a cluster that is `start.conf`, because Debian's generator
+    /// enables each `auto` cluster at each boot and `systemctl disable` of the instance changes nothing.
+    #[track_caller]
+    pub fn operator_disables(&self, unit: &str) {
+        let instance = unit
+            .strip_prefix("postgresql@")
+            .and_then(|rest| rest.strip_suffix(".service"));
+        match instance.and_then(|instance| instance.split_once('-')) {
+            Some((version, name)) => {
+                self.sh(&format!("sed -i 's/^auto$/disabled/' /etc/postgresql/{version}/{name}/start.conf && systemctl daemon-reload"));
+                self.operator_stops(unit);
+            }
+            None => {
+                self.sh(&format!("systemctl disable --now '{unit}'"));
+            }
+        }
+    }
+
+    /// Masks and stops a unit.
+    #[track_caller]
+    pub fn operator_masks(&self, unit: &str) {
+        self.sh(&format!("systemctl mask --now '{unit}'"));
+    }
+
+    // ---- the journal -----------------------------------------------------------------------------------------------
+
+    /// What a program (`pg-recover`) or a unit (`pg-recovery.service`, with systemd's own lines about it) has said.
+    pub fn journal_of(&self, program: &str) -> Journal {
+        let which = if program.contains('.') { "-u" } else { "-t" };
+        let text = self
+            .run(&format!(
+                "journalctl --sync; journalctl --quiet --no-pager -o cat {which} '{program}'"
+            ))
+            .stdout;
+        Journal {
+            of: program.to_owned(),
+            text,
+        }
+    }
+
+    /// Waits until a program has said something.
+    #[track_caller]
+    pub fn wait_for_journal(&self, program: &str, text: &str, deadline: Duration) {
+        let said = poll_until(deadline, || {
+            self.journal_of(program).contains(text).then_some(())
+        });
+        if said.is_none() {
+            panic!(
+                "within {deadline:?} {program} did not say {text:?}; it said:\n{}",
+                self.journal_of(program)
+            );
+        }
+    }
+
+    /// Waits until something holds.
+    #[track_caller]
+    pub fn wait_until(
+        &self,
+        description: &str,
+        deadline: Duration,
+        mut holds: impl FnMut() -> bool,
+    ) {
+        let done = poll_until(deadline, || holds().then_some(()));
+        assert!(done.is_some(), "not within {deadline:?}: {description}");
+    }
+
+    // ---- the cluster -----------------------------------------------------------------------------------------------
+
+    /// The suite it runs.
+    pub fn suite(&self) -> Suite {
+        self.suite
+    }
+
+    /// The cluster that the package postgresql has made.
+    pub fn main_cluster(&self) -> Cluster {
+        Cluster::new(self.suite.postgresql(), "main", 5432)
+    }
+
+    /// `15` or `17`.
+    pub fn version(&self) -> &'static str {
+        self.suite.postgresql()
+    }
+
+    /// `15/main`.
+    pub fn cluster(&self) -> String {
+        self.main_cluster().name()
+    }
+
+    /// `postgresql@15-main.service`.
+    pub fn unit(&self) -> String {
+        self.main_cluster().unit()
+    }
+
+    /// `/var/lib/postgresql/15/main`.
+    pub fn data_directory(&self) -> String {
+        self.main_cluster().data_directory()
+    }
+
+    /// `/etc/postgresql/15/main`.
+    pub fn configuration_directory(&self) -> String {
+        self.main_cluster().configuration_directory()
+    }
+
+    /// Makes and starts a second cluster; its port is the next free one.
+    #[track_caller]
+    pub fn create_cluster(&self, name: &str) -> Cluster {
+        self.sh(&format!("pg_createcluster {} {name}", self.version()));
+        let port = self.sh(&format!(
+            "pg_lsclusters -h {} {name} | awk '{{print $3}}'",
+            self.version()
+        ));
+        let cluster = Cluster::new(
+            self.version(),
+            name,
+            port.parse().expect("a port is a number"),
+        );
+        self.sh(&format!(
+            "systemctl daemon-reload && systemctl start {}",
+            cluster.unit()
+        ));
+        cluster
+    }
+
+    /// Whether the main cluster lets a new session in and answers it.
+    pub fn is_accepting(&self) -> bool {
+        self.try_psql("SELECT 1").success()
+    }
+
+    /// Waits for that.
+    #[track_caller]
+    pub fn wait_until_accepting(&self, deadline: Duration) {
+        self.wait_until("the cluster accepts connections", deadline, || {
+            self.is_accepting()
+        });
+    }
+
+    /// `in production`, `shut down`, ...: what pg_controldata says.
+    #[track_caller]
+    pub fn cluster_state(&self) -> String {
+        let cluster = self.main_cluster();
+        let command = format!(
+            "{} {} | sed -n 's/^Database cluster state: *//p'",
+            cluster.program("pg_controldata"),
+            cluster.data_directory()
+        );
+        self.sh(&command)
+    }
+
+    /// The end of the main cluster's own log.
+    pub fn server_log(&self) -> String {
+        self.run(&format!("tail -n 200 {}", self.main_cluster().log_file()))
+            .stdout
+    }
+
+    /// The postmaster's pid in the machine: line 1 of postmaster.pid.
+    #[track_caller]
+    pub fn postmaster_pid(&self) -> i32 {
+        self.postmaster_pid_of(&self.main_cluster())
+    }
+
+    /// The same of another cluster.
+    #[track_caller]
+    pub fn postmaster_pid_of(&self, cluster: &Cluster) -> i32 {
+        let text = self
+            .file(&format!("{}/postmaster.pid", cluster.data_directory()))
+            .read();
+        text.lines()
+            .next()
+            .and_then(|line| line.parse().ok())
+            .unwrap_or_else(|| panic!("no pid in postmaster.pid: {text:?}"))
+    }
+
+    /// Sends a signal to a process, by its pid in the machine.
+    #[track_caller]
+    pub fn signal(&self, pid: i32, signal: Signal) {
+        self.sh(&format!("kill -{} {pid}", signal as i32));
+    }
+
+    /// Whether a process is there and not a zombie, by its pid in the machine.
+    pub fn is_alive(&self, pid: i32) -> bool {
+        self.state_of_process(pid).is_some_and(|state| state != 'Z')
+    }
+
+    /// `S`, `T`, `Z`, ... as in /proc/PID/stat.
+    pub fn state_of_process(&self, pid: i32) -> Option<char> {
+        let stat = self.run(&format!("cat /proc/{pid}/stat")).stdout;
+        stat.rsplit_once(") ")?.1.chars().next()
+    }
+
+    /// The numeric id of a user of the machine.
+    #[track_caller]
+    pub fn uid_of(&self, user: &str) -> u32 {
+        self.sh(&format!("id -u {user}"))
+            .parse()
+            .expect("a user id is a number")
+    }
+
+    // ---- clients ---------------------------------------------------------------------------------------------------
+
+    /// Starts a ledger against the main cluster, with one session for as long as it lasts.
+    pub fn ledger(&self) -> Ledger {
+        Ledger::start(self, &self.main_cluster(), &[])
+    }
+
+    /// Starts a ledger with a new session for each commit: only such a client notices a postmaster that hangs.
+    pub fn ledger_of_fresh_sessions(&self) -> Ledger {
+        Ledger::start(self, &self.main_cluster(), &["--fresh-sessions"])
+    }
+
+    /// Starts a ledger against another cluster.
+    pub fn ledger_on(&self, cluster: &Cluster) -> Ledger {
+        Ledger::start(self, cluster, &[])
+    }
+
+    /// Adds a line to the table of measured downtimes that `tests/run` prints.
+    pub fn publish_downtime(&self, what: &str, downtime: Duration) {
+        println!(
+            "DOWNTIME: {} | {what} | {:.2} s",
+            self.suite.name(),
+            downtime.as_secs_f64()
+        );
+    }
+
+    // ---- files and disks -------------------------------------------------------------------------------------------
+
+    /// A file of the machine.
+    pub fn file(&self, path: &str) -> File {
+        File {
+            path: self.machine.root().join(path.trim_start_matches('/')),
+        }
+    }
+
+    /// Mounts a new ext4 disk of this size.
+    pub fn attach_disk(&self, mount_point: &str, megabytes: u64) -> Disk {
+        Disk::attach(self, mount_point, megabytes)
+    }
+
+    /// Moves the main cluster's data directory to a disk of its own, mounted at the same path, and starts it again.
+    pub fn move_data_to_disk(&self, megabytes: u64) -> Disk {
+        let (unit, data) = (self.unit(), self.data_directory());
+        self.operator_stops(&unit);
+        self.sh(&format!(
+            "mv {data} {data}.moved && install -d -o postgres -g postgres -m 700 {data}"
+        ));
+        let disk = Disk::attach(self, &data, megabytes);
+        self.sh(&format!("chown postgres: {data} && chmod 700 {data} && cp -a {data}.moved/. {data} && rm -r {data}.moved {data}/lost+found"));
+        self.sh(&format!("systemctl start {unit}"));
+        self.wait_until_accepting(SOON);
+        disk
+    }
+
+    // ---- for the harness itself --------------------------------------------------------------------------------------
+
+    /// The folder outside that goes with the machine.
+    pub fn outside(&self) -> &Path {
+        self.machine.dir()
+    }
+
+    /// The machine's control group, outside.
+    pub fn control_group(&self) -> &Path {
+        self.machine.cgroup()
+    }
+
+    /// The machine's PID 1, as seen from outside.
+    pub fn leader(&self) -> i32 {
+        self.machine.leader()
+    }
+
+    pub(crate) fn beside(&self, program: &Path) -> Command {
+        self.machine.beside(program)
+    }
+
+    fn print_evidence(&self) {
+        if !self.machine.is_up() {
+            eprintln!(
+                "---- console of the machine ({}), which is off ----\n{}",
+                self.suite.name(),
+                self.machine.console()
+            );
+            return;
+        }
+        let (name, log) = (self.suite.name(), self.main_cluster().log_file());
+        let journal = "journalctl --sync; journalctl --quiet --no-pager -o short-precise -n 200 -u 'pg-*' -u 'postgresql*'";
+        eprintln!("---- journal of {name} ----\n{}", self.run(journal).stdout);
+        eprintln!(
+            "---- {log} on {name} ----\n{}",
+            self.run(&format!("tail -n 40 {log}")).stdout
+        );
+        eprintln!(
+            "---- clusters and failed units of {name} ----\n{}",
+            self.run("pg_lsclusters; systemctl --failed --no-pager")
+                .stdout
+        );
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.print_evidence();
+        }
+    }
+}
