@@ -1,0 +1,71 @@
+//! Moments that can be compared after a reboot and after the wall clock was set.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// A moment: seconds since boot within one boot, wall clock (seconds since 1970) across boots.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Stamp {
+    pub wall: f64,
+    pub boot: f64,
+    pub boot_id: String,
+}
+
+impl Stamp {
+    pub fn now() -> Self {
+        // CLOCK_BOOTTIME goes on during suspend and is never set (clock_gettime(2)).
+        let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0.0, |t| Duration::from(t).as_secs_f64());
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Stamp { wall, boot, boot_id: boot_id.trim().to_string() }
+    }
+
+    /// Time from `earlier` to this moment; never negative, so a clock set back makes things younger, not newer.
+    pub fn since(&self, earlier: &Stamp) -> Duration {
+        let same_boot = !self.boot_id.is_empty() && self.boot_id == earlier.boot_id;
+        let seconds = if same_boot { self.boot - earlier.boot } else { self.wall - earlier.wall };
+        Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default()
+    }
+
+    /// `2026-11-22T01:57:32Z`
+    pub fn rfc3339(&self) -> String {
+        OffsetDateTime::from_unix_timestamp(self.wall as i64)
+            .ok()
+            .and_then(|t| t.format(&Rfc3339).ok())
+            .unwrap_or_default()
+    }
+
+    /// `20261122T015732Z`, for names of files that sort by age.
+    pub fn compact(&self) -> String {
+        self.rfc3339().replace(['-', ':'], "")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp(wall: f64, boot: f64, boot_id: &str) -> Stamp {
+        Stamp { wall, boot, boot_id: boot_id.into() }
+    }
+
+    #[test]
+    fn a_set_clock_does_not_matter_within_one_boot() {
+        assert_eq!(stamp(9e9, 20.0, "a").since(&stamp(1e9, 15.0, "a")), Duration::from_secs(5));
+    }
+
+    #[test]
+    fn across_boots_the_wall_clock_counts_and_never_backwards() {
+        assert_eq!(stamp(130.0, 1.0, "b").since(&stamp(100.0, 999.0, "a")), Duration::from_secs(30));
+        assert_eq!(stamp(50.0, 1.0, "b").since(&stamp(100.0, 999.0, "a")), Duration::ZERO);
+    }
+
+    #[test]
+    fn names_sort_by_age() {
+        assert_eq!(stamp(0.0, 0.0, "").compact(), "19700101T000000Z");
+    }
+}

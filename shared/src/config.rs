@@ -1,0 +1,505 @@
+//! File text -> values with defaults -> a checked `Config`.
+//!
+//! `/etc/pg-recovery/config.toml`, then `config.d/*.toml` beside it in the order of their names; a later file wins key
+//! by key, `[[cluster]]` entries are merged by `name`. Every key is optional. Each file is checked by itself, so that an
+//! error can name its file, line and key; then the merged whole is checked for values that contradict each other.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+use crate::error::{Error, Result};
+
+pub const DEFAULT_PATH: &str = "/etc/pg-recovery/config.toml";
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Actors act.
+    #[default]
+    Heal,
+    /// Actors stop at their plan and report it.
+    Observe,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum OnCleanStop {
+    /// A cluster that is meant to run but was stopped cleanly is started after `health.max_failures` checks.
+    #[default]
+    Start,
+    /// It stays stopped until a person starts it.
+    Leave,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub mode: Mode,
+    pub on_clean_stop: OnCleanStop,
+    pub health: Health,
+    pub watchdog: Watchdog,
+    pub recover: Recover,
+    pub cluster: Vec<ClusterEntry>,
+}
+
+/// `[health]`: what counts as healthy. Percentages are 0-100.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Health {
+    /// CRITICAL results in a row after which `pg-health-check --count` asks for a recovery.
+    pub max_failures: u32,
+    /// Database in which the probes run and the table `pg_recovery.heartbeat` lives.
+    pub database: String,
+    #[serde(deserialize_with = "duration")]
+    pub connect_timeout: Duration,
+    /// Latency of a trivial query.
+    #[serde(deserialize_with = "duration")]
+    pub query_warn: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub query_fail: Duration,
+    /// Used space or inodes of a volume.
+    pub disk_warn: u8,
+    pub disk_fail: u8,
+    /// Used memory of the host.
+    pub memory_warn: u8,
+    pub memory_fail: u8,
+    /// Share of time in which some task waited for CPU, memory or I/O (`some avg60` of /proc/pressure).
+    pub pressure_warn: u8,
+    pub connections_warn: u8,
+    pub connections_fail: u8,
+    /// Age in transactions of the oldest transaction id or multixact id that is not frozen.
+    pub xid_age_warn: u32,
+    pub xid_age_fail: u32,
+    /// WAL kept back by one replication slot, in bytes.
+    #[serde(deserialize_with = "bytes")]
+    pub slot_warn: u64,
+    #[serde(deserialize_with = "bytes")]
+    pub slot_fail: u64,
+    #[serde(deserialize_with = "duration")]
+    pub prepared_transaction_warn: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub certificate_warn: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub certificate_fail: Duration,
+    pub application: Option<Application>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        const GIB: u64 = 1 << 30;
+        Health {
+            max_failures: 3,
+            database: "postgres".into(),
+            connect_timeout: Duration::from_secs(5),
+            query_warn: Duration::from_secs(1),
+            query_fail: Duration::from_secs(5),
+            disk_warn: 80,
+            disk_fail: 90,
+            memory_warn: 90,
+            memory_fail: 95,
+            pressure_warn: 50,
+            connections_warn: 75,
+            connections_fail: 90,
+            xid_age_warn: 500_000_000,
+            xid_age_fail: 1_000_000_000,
+            slot_warn: 10 * GIB,
+            slot_fail: 50 * GIB,
+            prepared_transaction_warn: Duration::from_secs(15 * 60),
+            certificate_warn: Duration::from_secs(30 * 86_400),
+            certificate_fail: Duration::from_secs(3 * 86_400),
+            application: None,
+        }
+    }
+}
+
+/// `[health.application]`: the role whose login is tried. Its password is the credential `application-password`.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Application {
+    pub role: String,
+    pub database: String,
+    /// Host name or address to connect to; the cluster's socket when absent.
+    pub host: Option<String>,
+}
+
+/// `[watchdog]`
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Watchdog {
+    /// Restarts within `restart_window` before the fault is handed to pg-recovery.service.
+    pub restarts: u32,
+    #[serde(deserialize_with = "duration")]
+    pub restart_window: Duration,
+    /// Quiet time after which the restarts are forgotten.
+    #[serde(deserialize_with = "duration")]
+    pub quiet: Duration,
+    /// How often the session is asked for a sign of life.
+    #[serde(deserialize_with = "duration")]
+    pub heartbeat: Duration,
+    /// How often a fresh connection is made.
+    #[serde(deserialize_with = "duration")]
+    pub connect_every: Duration,
+    /// How long an answer may take before a second signal is looked for.
+    #[serde(deserialize_with = "duration")]
+    pub answer_timeout: Duration,
+}
+
+impl Default for Watchdog {
+    fn default() -> Self {
+        Watchdog {
+            restarts: 5,
+            restart_window: Duration::from_secs(600),
+            quiet: Duration::from_secs(3600),
+            heartbeat: Duration::from_secs(1),
+            connect_every: Duration::from_secs(5),
+            answer_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// `[recover]`
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recover {
+    /// Failed recoveries in a row before a person is needed.
+    pub max_attempts: u32,
+    /// How long a start may take until the cluster answers; crash recovery that moves is waited for longer.
+    #[serde(deserialize_with = "duration")]
+    pub start_timeout: Duration,
+    /// How long a fast shutdown may take before an immediate one.
+    #[serde(deserialize_with = "duration")]
+    pub fast_stop_timeout: Duration,
+    /// How long an immediate shutdown may take before SIGKILL.
+    #[serde(deserialize_with = "duration")]
+    pub immediate_stop_timeout: Duration,
+    /// Programs that, when their arguments name the data directory, have it to themselves.
+    pub data_directory_users: Vec<String>,
+}
+
+impl Default for Recover {
+    fn default() -> Self {
+        let users = [
+            "pg_upgrade",
+            "pg_checksums",
+            "pg_rewind",
+            "pg_resetwal",
+            "pg_basebackup",
+            "pg_combinebackup",
+            "pg_createsubscriber",
+            "pg_upgradecluster",
+            "pg_dropcluster",
+            "pg_renamecluster",
+            "pg_restorecluster",
+            "initdb",
+            "pgbackrest",
+            "barman",
+            "rsync",
+            "tar",
+            "cp",
+            "mv",
+            "rm",
+            "dd",
+        ];
+        Recover {
+            max_attempts: 3,
+            start_timeout: Duration::from_secs(60),
+            fast_stop_timeout: Duration::from_secs(10),
+            immediate_stop_timeout: Duration::from_secs(10),
+            data_directory_users: users.map(String::from).to_vec(),
+        }
+    }
+}
+
+/// `[[cluster]]`: exceptions for one cluster, or the description of one that postgresql-common does not know.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterEntry {
+    /// `16/main` or `16-main`.
+    #[serde(deserialize_with = "cluster_name")]
+    pub name: String,
+    pub mode: Option<Mode>,
+    pub on_clean_stop: Option<OnCleanStop>,
+    /// The four keys of a cluster outside postgresql-common's layout.
+    pub unit: Option<String>,
+    pub data_directory: Option<PathBuf>,
+    pub bin_directory: Option<PathBuf>,
+    pub log_file: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads `path` and the `config.d/*.toml` beside it. A missing file at the default path is the default
+    /// configuration; a missing file that was asked for is an error.
+    pub fn load(path: Option<&Path>) -> Result<Self> {
+        let main = path.unwrap_or(Path::new(DEFAULT_PATH));
+        let mut files = Vec::new();
+        match read(main) {
+            Ok(text) => files.push((main.to_path_buf(), text)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && path.is_none() => {}
+            Err(e) => return Err(unreadable(main, e)),
+        }
+        let folder = main.parent().unwrap_or(Path::new("/")).join("config.d");
+        let mut names = match fs_err::read_dir(&folder) {
+            Ok(entries) => entries
+                .map(|entry| entry.map(|e| e.path()))
+                .collect::<std::io::Result<Vec<_>>>()
+                .map_err(|e| unreadable(&folder, e))?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(unreadable(&folder, e)),
+        };
+        names.retain(|p| p.extension().is_some_and(|e| e == "toml"));
+        names.sort();
+        for name in names {
+            let text = read(&name).map_err(|e| unreadable(&name, e))?;
+            files.push((name, text));
+        }
+        Self::parse(&files)
+    }
+
+    fn parse(files: &[(PathBuf, String)]) -> Result<Self> {
+        let mut merged = toml::Table::new();
+        for (path, text) in files {
+            let alone: Config = toml::from_str(text).map_err(|e| refuse(path, text, &e))?;
+            let table: toml::Table = toml::from_str(text).map_err(|e| refuse(path, text, &e))?;
+            merge(&mut merged, table);
+            alone.check(&format!("{}: ", path.display()))?;
+        }
+        let config: Config = merged
+            .try_into()
+            .map_err(|e: toml::de::Error| Error::config(format!("cannot use the configuration: {}", e.message())))?;
+        config.check("")?;
+        Ok(config)
+    }
+
+    /// Refuses values that contradict each other, by key.
+    fn check(&self, place: &str) -> Result<()> {
+        let refuse = |key: &str, why: String| {
+            Err(Error::config(format!("cannot use the configuration: {place}{key}: {why}"))
+                .hint("Correct this key, or remove it to get its default."))
+        };
+        let h = &self.health;
+        for (key, warn, fail) in [
+            ("health.disk_warn", h.disk_warn, h.disk_fail),
+            ("health.memory_warn", h.memory_warn, h.memory_fail),
+            ("health.connections_warn", h.connections_warn, h.connections_fail),
+        ] {
+            if warn > fail || fail > 100 {
+                return refuse(key, format!("{warn} must not be above the failing value {fail}, nor that above 100"));
+            }
+        }
+        if h.query_warn > h.query_fail {
+            return refuse("health.query_warn", "must not be above health.query_fail".into());
+        }
+        if h.xid_age_warn > h.xid_age_fail || h.xid_age_fail > 2_000_000_000 {
+            return refuse(
+                "health.xid_age_warn",
+                "must not be above health.xid_age_fail, nor that above 2000000000".into(),
+            );
+        }
+        if h.slot_warn > h.slot_fail {
+            return refuse("health.slot_warn", "must not be above health.slot_fail".into());
+        }
+        if h.certificate_warn < h.certificate_fail {
+            return refuse("health.certificate_warn", "must not be below health.certificate_fail".into());
+        }
+        for (key, value) in [
+            ("health.max_failures", h.max_failures),
+            ("watchdog.restarts", self.watchdog.restarts),
+            ("recover.max_attempts", self.recover.max_attempts),
+        ] {
+            if value == 0 {
+                return refuse(key, "must be at least 1".into());
+            }
+        }
+        for (key, value) in [
+            ("health.connect_timeout", h.connect_timeout),
+            ("watchdog.heartbeat", self.watchdog.heartbeat),
+            ("watchdog.connect_every", self.watchdog.connect_every),
+            ("watchdog.answer_timeout", self.watchdog.answer_timeout),
+        ] {
+            if value < Duration::from_millis(100) || value > Duration::from_secs(60) {
+                return refuse(key, "must be between 100ms and 60s".into());
+            }
+        }
+        for entry in &self.cluster {
+            if entry.unit.is_some() != (entry.data_directory.is_some() && entry.bin_directory.is_some()) {
+                return refuse(
+                    &format!("cluster {}", entry.name),
+                    "unit, data_directory and bin_directory describe a cluster together, or not at all".into(),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&self, cluster: &str) -> Option<&ClusterEntry> {
+        self.cluster.iter().find(|entry| entry.name == cluster)
+    }
+
+    /// The mode of one cluster, given as `16/main`; observing the host observes all of them.
+    pub fn mode_of(&self, cluster: &str) -> Mode {
+        match self.mode {
+            Mode::Observe => Mode::Observe,
+            Mode::Heal => self.entry(cluster).and_then(|e| e.mode).unwrap_or_default(),
+        }
+    }
+
+    pub fn on_clean_stop_of(&self, cluster: &str) -> OnCleanStop {
+        self.entry(cluster).and_then(|e| e.on_clean_stop).unwrap_or(self.on_clean_stop)
+    }
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    std::fs::read_to_string(path)
+}
+
+fn unreadable(path: &Path, e: std::io::Error) -> Error {
+    Error::config(format!("cannot read the configuration {}: {e}", path.display()))
+}
+
+/// `cannot use /etc/pg-recovery/config.toml, line 3: unknown field `colour`, ...`
+fn refuse(path: &Path, text: &str, e: &toml::de::Error) -> Error {
+    let at = e.span().map_or(0, |span| span.start);
+    let line = text[..at.min(text.len())].matches('\n').count() + 1;
+    let source = text.lines().nth(line - 1).unwrap_or("").trim();
+    let key = source.split(['=', '#']).next().unwrap_or("").trim();
+    let of = if key.is_empty() { String::new() } else { format!(", key {key}") };
+    Error::config(format!("cannot use {}, line {line}{of}: {}", path.display(), e.message()))
+        .hint("man pg-recovery.toml lists every key with its default.")
+}
+
+fn merge(into: &mut toml::Table, from: toml::Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => merge(old, new),
+            (Some(toml::Value::Array(old)), toml::Value::Array(new)) if key == "cluster" => merge_clusters(old, new),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+fn merge_clusters(old: &mut Vec<toml::Value>, new: Vec<toml::Value>) {
+    let name = |value: &toml::Value| value.get("name").and_then(|n| n.as_str()).map(canonical);
+    for value in new {
+        let same = old.iter().position(|o| name(o) == name(&value));
+        match (same.and_then(|i| old[i].as_table_mut()), value) {
+            (Some(table), toml::Value::Table(changes)) => merge(table, changes),
+            (_, value) => old.push(value),
+        }
+    }
+}
+
+/// `16-main` and `16/main` are the same cluster.
+pub fn canonical(name: &str) -> String {
+    if name.contains('/') { name.to_string() } else { name.replacen('-', "/", 1) }
+}
+
+fn cluster_name<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let name = canonical(&String::deserialize(d)?);
+    match name.split_once('/') {
+        Some((version, cluster)) if !version.is_empty() && !cluster.is_empty() => Ok(name),
+        _ => Err(serde::de::Error::custom(format!("\"{name}\" is not VERSION/NAME, such as 16/main"))),
+    }
+}
+
+fn duration<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(d)?;
+    parse_duration(&text).ok_or_else(|| {
+        serde::de::Error::custom(format!("\"{text}\" is not a time such as 250ms, 30s, 10min, 2h or 3d"))
+    })
+}
+
+/// A number and a unit, spelled as in systemd and PostgreSQL: ms, s, min, h, d.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let (number, unit) = split_unit(text)?;
+    let factor = match unit {
+        "ms" => return Some(Duration::from_millis(number)),
+        "s" => 1,
+        "min" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    number.checked_mul(factor).map(Duration::from_secs)
+}
+
+fn bytes<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    let text = String::deserialize(d)?;
+    let parse = || {
+        let (number, unit) = split_unit(&text)?;
+        // PostgreSQL's spelling and its factor of 1024 (manual, 20.1.1).
+        let shift = match unit {
+            "B" => 0,
+            "kB" => 10,
+            "MB" => 20,
+            "GB" => 30,
+            "TB" => 40,
+            _ => return None,
+        };
+        number.checked_mul(1 << shift)
+    };
+    parse().ok_or_else(|| serde::de::Error::custom(format!("\"{text}\" is not a size such as 512MB or 10GB")))
+}
+
+fn split_unit(text: &str) -> Option<(u64, &str)> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    Some((text[..digits].parse().ok()?, text[digits..].trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(files: &[(&str, &str)]) -> Result<Config> {
+        Config::parse(&files.iter().map(|(p, t)| (PathBuf::from(p), t.to_string())).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn nothing_configured_is_the_default() {
+        assert_eq!(parse(&[]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_file_line_and_key() {
+        let e = parse(&[("/etc/x.toml", "mode = \"heal\"\n[health]\ncolour = 3\n")]).unwrap_err();
+        assert!(e.message.contains("/etc/x.toml, line 3, key colour"), "{}", e.message);
+        assert_eq!(e.code, crate::exit::Code::Config);
+    }
+
+    #[test]
+    fn a_wrong_type_is_refused_with_file_line_and_key() {
+        for (text, line) in [
+            ("[health]\nmax_failures = \"three\"\n", "line 2, key max_failures"),
+            ("[watchdog]\n\nheartbeat = \"1 fortnight\"", "line 3, key heartbeat"),
+            ("mode = \"maybe\"", "line 1, key mode"),
+            ("[health\n", "line 1"),
+        ] {
+            let e = parse(&[("c", text)]).unwrap_err();
+            assert!(e.message.contains(line), "{text:?}: {}", e.message);
+        }
+    }
+
+    #[test]
+    fn contradicting_values_are_refused() {
+        for text in ["[health]\ndisk_warn = 95", "[watchdog]\nheartbeat = \"0s\"", "[recover]\nmax_attempts = 0"] {
+            assert!(parse(&[("c", text)]).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_drop_in_changes_only_what_it_names() {
+        let config = parse(&[
+            ("a", "[health]\ndisk_warn = 70\n[[cluster]]\nname = \"16/main\"\nmode = \"observe\""),
+            ("b", "[health]\ndisk_fail = 95\n[[cluster]]\nname = \"16-main\"\non_clean_stop = \"leave\""),
+        ])
+        .unwrap();
+        assert_eq!((config.health.disk_warn, config.health.disk_fail), (70, 95));
+        assert_eq!(config.cluster.len(), 1);
+        assert_eq!(config.mode_of("16/main"), Mode::Observe);
+        assert_eq!(config.mode_of("16/other"), Mode::Heal);
+        assert_eq!(config.on_clean_stop_of("16/main"), OnCleanStop::Leave);
+    }
+}

@@ -1,0 +1,26 @@
+//! What the programs of pg-recovery have in common.
+
+pub mod args;
+pub mod client;
+pub mod clock;
+pub mod cluster;
+pub mod command;
+pub mod config;
+pub mod control;
+pub mod counter;
+pub mod error;
+pub mod evidence;
+pub mod exit;
+pub mod lock;
+pub mod log;
+pub mod owner;
+pub mod pause;
+pub mod pidfile;
+pub mod prestart;
+pub mod process;
+pub mod standing;
+pub mod state;
+pub mod unit;
+pub mod wal;
+
+pub use error::{Error, Result};

@@ -1,0 +1,154 @@
+//! What must be true before a cluster is started after a crash. Cheap, and changes nothing.
+//!
+//! A start with the wrong volume mounted, a damaged pg_control or a missing WAL tail is the moment in which data is
+//! lost; so a check that fails means "do not start", whatever else is known.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::sys::statvfs::statvfs;
+
+use crate::clock::Stamp;
+use crate::cluster::Cluster;
+use crate::control::{Control, ControlError};
+use crate::error::Result;
+use crate::evidence::Evidence;
+use crate::pidfile::LockFile;
+use crate::{process, wal};
+
+/// Why the cluster must not be started, with its fault class.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Obstacle {
+    /// `S6`, `S7`, ...
+    pub fault: &'static str,
+    pub message: String,
+}
+
+fn obstacle(fault: &'static str, message: impl Into<String>) -> Obstacle {
+    Obstacle { fault, message: message.into() }
+}
+
+/// All checks that can be made without starting anything; empty means that a start is safe.
+pub fn obstacles(cluster: &Cluster, evidence: Option<&Evidence>) -> Result<Vec<Obstacle>> {
+    let mut found = Vec::new();
+    let family = process::family(&cluster.data_directory, &cluster.owner)?;
+    if !family.is_empty() {
+        let pids: Vec<String> = family.all().map(|p| p.pid.to_string()).collect();
+        found.push(obstacle("P9", format!("processes of the cluster still run: PID {}", pids.join(", "))));
+    }
+    if !family.unclear.is_empty() {
+        found.push(obstacle("P9", format!("it cannot be told what PID {:?} belong to", family.unclear)));
+    }
+    if let (LockFile::Present(file), _) = cluster.lock_file() {
+        let attached = file.segment.and_then(process::attached_to_segment).unwrap_or(0);
+        if family.is_empty() && attached > 0 {
+            let message = format!("{attached} processes are still attached to its shared memory");
+            found.push(obstacle("P9", message));
+        }
+    }
+    found.extend(cluster.owner.act(|| directory(cluster, evidence))?);
+    Ok(found)
+}
+
+/// The checks on files; runs as the owner.
+fn directory(cluster: &Cluster, evidence: Option<&Evidence>) -> Vec<Obstacle> {
+    let data = &cluster.data_directory;
+    let meta = match std::fs::metadata(data) {
+        Ok(meta) => meta,
+        Err(e) => {
+            let fault = if e.kind() == std::io::ErrorKind::PermissionDenied { "S7" } else { "S6" };
+            return vec![obstacle(fault, format!("the data directory {} cannot be reached: {e}", data.display()))];
+        }
+    };
+    let (mode, uid) = (meta.mode() & 0o7777, meta.uid());
+    // The server wants exactly this (miscinit.c, checkDataDir).
+    if uid != cluster.owner.uid.as_raw() {
+        return vec![obstacle(
+            "S7",
+            format!("the data directory {} belongs to user {uid}, not to {}", data.display(), cluster.owner.name),
+        )];
+    }
+    if mode & 0o027 != 0 || mode & 0o700 != 0o700 {
+        return vec![obstacle(
+            "S7",
+            format!("the data directory {} has mode {mode:04o} instead of 0700 or 0750", data.display()),
+        )];
+    }
+    let version = match std::fs::read_to_string(data.join("PG_VERSION")) {
+        Ok(text) => text.trim().to_string(),
+        Err(e) => {
+            let message = format!(
+                "{} has no readable PG_VERSION ({e}): a volume that is not mounted looks like this",
+                data.display()
+            );
+            return vec![obstacle("S6", message)];
+        }
+    };
+    let mut found = Vec::new();
+    if version != cluster.version {
+        found.push(obstacle(
+            "H4",
+            format!("the data directory is of PostgreSQL {version:?}, the cluster of {}", cluster.version),
+        ));
+    }
+    if let Some(e) = evidence
+        && e.at.boot_id == Stamp::now().boot_id
+        && e.device != 0
+        && e.device != meta.dev()
+    {
+        found.push(obstacle("S6", format!("{} is on another volume than before the crash", data.display())));
+    }
+    let control = match Control::read(data) {
+        Ok((control, _)) => control,
+        // The server reads it; what cannot be understood here cannot be guarded here either.
+        Err(ControlError::Unknown(_)) => return found,
+        Err(why) => {
+            found.push(obstacle("S9", why.to_string()));
+            return found;
+        }
+    };
+    let pg_wal = data.join("pg_wal");
+    found.extend(space(&pg_wal, u64::from(control.wal_segment_size)));
+    let Some(evidence) = evidence else { return found };
+    if evidence.system_identifier != control.system_identifier {
+        found.push(obstacle(
+            "S6",
+            format!(
+                "the data directory has system identifier {}, recorded was {}: it is another cluster's",
+                control.system_identifier, evidence.system_identifier
+            ),
+        ));
+        return found;
+    }
+    let is_standby = ["standby.signal", "recovery.signal"].iter().any(|name| data.join(name).exists());
+    // A standby gets what it misses from its primary; after a promotion the old position says nothing.
+    if !is_standby && !evidence.standby && evidence.timeline == control.timeline {
+        if let Err(broken) = wal::check(&pg_wal, &control, evidence.flush_lsn) {
+            found.push(obstacle(
+                "S11",
+                format!(
+                    "WAL is not readable from {} to the flushed position {}: {}; a start would lose commits",
+                    broken.at, evidence.flush_lsn, broken.why
+                ),
+            ));
+        }
+    }
+    found
+}
+
+/// Crash recovery needs room for two segments.
+fn space(pg_wal: &Path, segment: u64) -> Option<Obstacle> {
+    let stat = match statvfs(pg_wal) {
+        Ok(stat) => stat,
+        Err(e) => return Some(obstacle("S10", format!("{} cannot be reached: {}", pg_wal.display(), e.desc()))),
+    };
+    let free = stat.blocks_available() * stat.fragment_size();
+    if free < 2 * segment {
+        let message =
+            format!("{} has {} MB free, crash recovery needs {}", pg_wal.display(), free >> 20, (2 * segment) >> 20);
+        return Some(obstacle("S2", message));
+    }
+    // Some file systems count no inodes and say 0 of 0.
+    (stat.files() > 0 && stat.files_available() < 16)
+        .then(|| obstacle("S2", format!("{} has {} inodes free", pg_wal.display(), stat.files_available())))
+}

@@ -1,0 +1,166 @@
+//! Desired state: may anybody start, stop or alter this cluster now?
+//!
+//! A cluster is meant to run when `start.conf` says `auto`, its unit is not masked, and it is started at boot: by the
+//! umbrella postgresql.service (postgresql-common's generator links every `auto` cluster to it, whatever `systemctl
+//! disable` was told about the instance) or by being enabled itself.
+
+use std::os::linux::fs::MetadataExt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Stamp;
+use crate::cluster::{Cluster, Start};
+use crate::config::Config;
+use crate::error::Result;
+use crate::state::State;
+use crate::unit::{self, UnitState};
+use crate::{pause, process};
+
+/// `/var/lib/pg-recovery/recover/16-main.json`, written by pg-recover.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Verdict {
+    /// Recoveries in a row that acted and failed, or were interrupted.
+    pub attempts: u32,
+    /// Nothing more is tried until `pg-recover reset`.
+    pub manual: bool,
+    pub fault: String,
+    pub at: Stamp,
+}
+
+pub fn verdict(cluster: &str) -> State<Verdict> {
+    State::load(&format!("recover/{}.json", crate::cluster::file_name(cluster)))
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Standing {
+    /// It is meant to run, and may be repaired.
+    Meant,
+    /// Nothing is done to it, and this is why; reads on from "cluster 16/main ".
+    Left(String),
+}
+
+/// The unit of a cluster and the umbrella, asked in one call.
+pub fn units(cluster: &Cluster) -> Result<(UnitState, Option<UnitState>)> {
+    if cluster.is_debian {
+        let mut states = unit::show(&[&cluster.unit, "postgresql.service"])?;
+        let umbrella = states.pop();
+        Ok((states.remove(0), umbrella))
+    } else {
+        Ok((unit::show_one(&cluster.unit)?, None))
+    }
+}
+
+pub fn of(cluster: &Cluster, config: &Config, unit: &UnitState, umbrella: Option<&UnitState>) -> Standing {
+    if let Some(why) = pause::of(&cluster.name()) {
+        return Standing::Left(why);
+    }
+    if let Some(why) = not_meant(cluster.start, unit, umbrella) {
+        return Standing::Left(why);
+    }
+    if verdict(&cluster.name()).value.manual {
+        return Standing::Left(format!(
+            "was handed over: manual intervention required; pg-recover reset --cluster {} ends this",
+            cluster.name()
+        ));
+    }
+    if unit::is_stopping() {
+        return Standing::Left("is on a host that is shutting down".into());
+    }
+    if let Some(why) = package_manager_runs() {
+        return Standing::Left(why);
+    }
+    if let Some(manager) = manager(cluster) {
+        return Standing::Left(format!("is managed by {manager}, which starts and stops it"));
+    }
+    let users = process::users_of(&cluster.data_directory, &config.recover.data_directory_users);
+    if !users.is_empty() {
+        return Standing::Left(format!("has its data directory in use by {}", users.join(", ")));
+    }
+    Standing::Meant
+}
+
+/// The operator's own words for "off".
+pub fn not_meant(start: Start, unit: &UnitState, umbrella: Option<&UnitState>) -> Option<String> {
+    match start {
+        Start::Auto => {}
+        Start::Manual => return Some("is set to manual in start.conf".into()),
+        Start::Disabled => return Some("is disabled in start.conf".into()),
+    }
+    if unit.is_masked() {
+        return Some("has its unit masked".into());
+    }
+    let enabled = |state: &UnitState| state.file_state.starts_with("enabled");
+    match umbrella {
+        // The generator's link makes every auto cluster "enabled-runtime"; only the umbrella being enabled starts it.
+        Some(umbrella) if !enabled(umbrella) && unit.file_state != "enabled" => {
+            Some("is disabled, as postgresql.service is".into())
+        }
+        None if !enabled(unit) => Some("is disabled".into()),
+        _ => None,
+    }
+}
+
+/// dpkg and apt hold fcntl locks on these files while they work; /proc/locks shows them to everybody (proc(5)).
+fn package_manager_runs() -> Option<String> {
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    ["/var/lib/dpkg/lock", "/var/lib/dpkg/lock-frontend"].iter().find_map(|path| {
+        let meta = std::fs::metadata(path).ok()?;
+        let (device, inode) = (meta.st_dev(), meta.st_ino());
+        let id = format!("{:02x}:{:02x}:{inode}", libc::major(device), libc::minor(device));
+        locks
+            .lines()
+            .any(|l| l.split_whitespace().any(|word| word == id))
+            .then(|| "is left alone while the package manager runs".to_string())
+    })
+}
+
+/// Patroni, pg_auto_failover and repmgr decide themselves what runs where.
+fn manager(cluster: &Cluster) -> Option<&'static str> {
+    process::all().find_map(|process| {
+        let manager = match process.comm.as_str() {
+            "patroni" => "Patroni",
+            "pg_autoctl" => "pg_auto_failover",
+            "repmgrd" => "repmgr",
+            comm if comm.starts_with("python") => {
+                let title = process.title();
+                let is_patroni = title.split(' ').take(3).any(|word| word.ends_with("/patroni") || word == "patroni");
+                if is_patroni { "Patroni" } else { return None }
+            }
+            _ => return None,
+        };
+        // A manager of another user's cluster does not matter here.
+        process.uid().is_none_or(|uid| uid == cluster.owner.uid.as_raw() || uid == 0).then_some(manager)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(load: &str, file_state: &str) -> UnitState {
+        UnitState { load: load.into(), file_state: file_state.into(), ..UnitState::default() }
+    }
+
+    #[test]
+    fn a_fresh_debian_cluster_is_meant_to_run() {
+        assert_eq!(not_meant(Start::Auto, &unit("loaded", "enabled-runtime"), Some(&unit("loaded", "enabled"))), None);
+    }
+
+    #[test]
+    fn each_of_the_operators_words_is_heard() {
+        let (instance, umbrella) = (unit("loaded", "enabled-runtime"), unit("loaded", "enabled"));
+        let off = unit("loaded", "disabled");
+        for (start, instance, umbrella) in [
+            (Start::Manual, &instance, &umbrella),
+            (Start::Disabled, &instance, &umbrella),
+            (Start::Auto, &unit("masked", "masked"), &umbrella),
+            (Start::Auto, &unit("masked", "masked-runtime"), &umbrella),
+            (Start::Auto, &instance, &off),
+        ] {
+            assert!(not_meant(start, instance, Some(umbrella)).is_some(), "{start:?} {instance:?} {umbrella:?}");
+        }
+        assert_eq!(not_meant(Start::Auto, &unit("loaded", "enabled"), Some(&off)), None);
+        assert!(not_meant(Start::Auto, &off, None).is_some());
+    }
+}

@@ -1,0 +1,132 @@
+//! Start a unit, ask its ActiveState; always without waiting inside systemctl.
+//!
+//! `systemctl start` of a cluster may block for ever (its unit has no start timeout), and a program that waits for a unit
+//! which is ordered after itself waits for ever too. So jobs are only queued here, and the caller polls under its own
+//! deadline.
+
+use std::collections::HashMap;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::command;
+use crate::error::{Error, Result};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Properties of org.freedesktop.systemd1.Unit and .Service, as `systemctl show` prints them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct UnitState {
+    pub load: String,
+    pub active: String,
+    pub sub: String,
+    /// success, exit-code, signal, core-dump, timeout, protocol, oom-kill, start-limit-hit, ...
+    pub result: String,
+    pub file_state: String,
+    /// A job is queued or running for it.
+    pub job: bool,
+    pub main_pid: i32,
+    /// How the last main process ended: CLD_EXITED = 1, CLD_KILLED = 2, CLD_DUMPED = 3 (waitid(2)); 0: not yet.
+    pub exit_kind: i32,
+    /// Exit status or signal number.
+    pub exit_status: i32,
+}
+
+impl UnitState {
+    fn parse(text: &str) -> Self {
+        let value: HashMap<&str, &str> = text.lines().filter_map(|l| l.split_once('=')).collect();
+        let get = |key: &str| value.get(key).copied().unwrap_or_default();
+        let number = |key: &str| get(key).parse().unwrap_or_default();
+        UnitState {
+            load: get("LoadState").into(),
+            active: get("ActiveState").into(),
+            sub: get("SubState").into(),
+            result: get("Result").into(),
+            file_state: get("UnitFileState").into(),
+            job: number("Job") != 0,
+            main_pid: number("MainPID"),
+            exit_kind: number("ExecMainCode"),
+            exit_status: number("ExecMainStatus"),
+        }
+    }
+
+    /// The main process ended by a signal.
+    pub fn was_killed(&self) -> bool {
+        self.exit_kind == 2 || self.exit_kind == 3
+    }
+
+    pub fn is_masked(&self) -> bool {
+        self.load == "masked" || self.file_state.starts_with("masked")
+    }
+}
+
+/// Asks for the state of several units in one call.
+pub fn show(units: &[&str]) -> Result<Vec<UnitState>> {
+    let properties = "LoadState,ActiveState,SubState,Result,UnitFileState,Job,MainPID,ExecMainCode,ExecMainStatus";
+    let mut command = systemctl();
+    command.args(["show", "-p", properties, "--"]).args(units);
+    let text = call(&mut command)?;
+    let states: Vec<UnitState> = text.trim_end().split("\n\n").map(UnitState::parse).collect();
+    if states.len() != units.len() {
+        return Err(Error::failed(format!("could not ask systemd about {}: unexpected answer", units.join(" "))));
+    }
+    Ok(states)
+}
+
+pub fn show_one(unit: &str) -> Result<UnitState> {
+    Ok(show(&[unit])?.remove(0))
+}
+
+/// Queues a start job.
+pub fn start(unit: &str) -> Result<()> {
+    call(systemctl().args(["start", "--no-block", "--", unit])).map(drop)
+}
+
+/// Forgets failures, so that the start limit does not refuse the next start.
+pub fn reset_failed(unit: &str) -> Result<()> {
+    call(systemctl().args(["reset-failed", "--", unit])).map(drop)
+}
+
+/// The host is shutting down or rebooting (systemctl(1), is-system-running).
+pub fn is_stopping() -> bool {
+    // It exits non-zero for every state but "running".
+    command::run(systemctl().arg("is-system-running"), PATIENCE).is_ok_and(|out| out.stdout.trim() == "stopping")
+}
+
+fn systemctl() -> Command {
+    let mut command = Command::new("systemctl");
+    command.arg("--no-ask-password").env("LC_ALL", "C").env("SYSTEMD_PAGER", "");
+    command
+}
+
+fn call(command: &mut Command) -> Result<String> {
+    let what = || {
+        let words: Vec<_> = command.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
+        format!("systemctl {}", words[1..].join(" "))
+    };
+    let what = what();
+    match command::run(command, PATIENCE) {
+        Ok(out) if out.status.success() => Ok(out.stdout),
+        Ok(out) => Err(Error::failed(format!("{what} failed: {}", out.stderr.trim()))),
+        Err(e) => Err(Error::failed(format!("could not run {what}: {e}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_killed_cluster_is_read_as_such() {
+        let state = UnitState::parse(
+            "LoadState=loaded\nActiveState=failed\nSubState=failed\nResult=signal\nUnitFileState=enabled-runtime\n\
+             MainPID=0\nExecMainCode=2\nExecMainStatus=9\n",
+        );
+        assert!(state.was_killed() && !state.job && !state.is_masked());
+        assert_eq!((state.active.as_str(), state.exit_status), ("failed", 9));
+    }
+
+    #[test]
+    fn a_queued_job_is_noticed() {
+        assert!(UnitState::parse("ActiveState=deactivating\nJob=812\n").job);
+    }
+}
