@@ -16,6 +16,7 @@ pub mod log;
 pub mod owner;
 pub mod pause;
 pub mod pidfile;
+pub mod point;
 pub mod prestart;
 pub mod process;
 pub mod standing;

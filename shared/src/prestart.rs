@@ -122,16 +122,15 @@ fn directory(cluster: &Cluster, evidence: Option<&Evidence>) -> Vec<Obstacle> {
     }
     let is_standby = ["standby.signal", "recovery.signal"].iter().any(|name| data.join(name).exists());
     // A standby gets what it misses from its primary; after a promotion the old position says nothing.
-    if !is_standby && !evidence.standby && evidence.timeline == control.timeline {
-        if let Err(broken) = wal::check(&pg_wal, &control, evidence.flush_lsn) {
-            found.push(obstacle(
-                "S11",
-                format!(
-                    "WAL is not readable from {} to the flushed position {}: {}; a start would lose commits",
-                    broken.at, evidence.flush_lsn, broken.why
-                ),
-            ));
-        }
+    let same_history = !is_standby && !evidence.standby && evidence.timeline == control.timeline;
+    if same_history && let Err(broken) = wal::check(&pg_wal, &control, evidence.flush_lsn) {
+        found.push(obstacle(
+            "S11",
+            format!(
+                "WAL is not readable from {} to the flushed position {}: {}; a start would lose commits",
+                broken.at, evidence.flush_lsn, broken.why
+            ),
+        ));
     }
     found
 }

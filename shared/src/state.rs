@@ -98,7 +98,9 @@ fn read_envelope<T: DeserializeOwned>(path: &Path) -> Option<Envelope<T>> {
         Err(_) if text.is_empty() => "it is empty".to_string(),
         Err(e) => e.to_string(),
     };
-    let aside = path.with_added_extension("bad");
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".bad");
+    let aside = PathBuf::from(aside);
     let set_aside = std::fs::rename(path, &aside).map_or_else(|e| e.to_string(), |()| aside.display().to_string());
     log::warn!("cannot use the state file {}: {why}; set aside: {set_aside}", path.display());
     None

@@ -67,7 +67,7 @@ impl Reader<'_> {
         self.load(at - at % self.page_size)?;
         let offset = (at % self.page_size) as usize;
         let length = u64::from(u32_at(&self.page, offset));
-        if length < HEADER || length > 1 << 30 {
+        if !(HEADER..=1 << 30).contains(&length) {
             return Err(format!("invalid record length {length}"));
         }
         let mut header = [0u8; HEADER as usize];

@@ -1,0 +1,270 @@
+//! Recovery points: copies of the configuration files of a cluster, kept in `/var/lib/pg-recovery/points/ID/`.
+//!
+//! A point is a folder with `manifest.json` (why, when, and for each file its path, SHA-256 and mode) and the copies as
+//! `0`, `1`, ... in the order of the manifest. It is built under another name and renamed when it is complete, so what
+//! is there is whole. Points of the kind `good` hold a configuration that a server was seen to run with, those of the
+//! kind `before` what one of our programs was about to change. Files are read and written with no more power than the
+//! owner of the cluster has; the folder itself is for root only.
+
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::clock::Stamp;
+use crate::cluster::Cluster;
+use crate::error::{Error, Result};
+use crate::state;
+
+/// Points kept for each cluster and kind.
+const KEEP: usize = 10;
+/// No configuration file is larger; what is, is not one.
+const LIMIT: u64 = 1 << 20;
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Manifest {
+    pub id: String,
+    /// `good` or `before`.
+    pub kind: String,
+    pub cluster: String,
+    pub at: Stamp,
+    pub why: String,
+    pub files: Vec<Entry>,
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Entry {
+    pub path: PathBuf,
+    pub sha256: String,
+    pub mode: u32,
+}
+
+/// A file of a point with its content.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Copy {
+    pub path: PathBuf,
+    pub mode: u32,
+    pub bytes: Vec<u8>,
+}
+
+fn directory() -> PathBuf {
+    Path::new(state::DIRECTORY).join("points")
+}
+
+/// The configuration files of a cluster that exist now: those in its configuration directory and in folders in it, and
+/// postgresql.auto.conf. `start.conf` is not among them: it is the operator's word, not the server's configuration.
+pub fn files(cluster: &Cluster) -> Vec<PathBuf> {
+    let found = cluster.owner.act(|| {
+        let mut files = Vec::new();
+        if cluster.is_debian {
+            walk(&cluster.config_directory, 2, &mut files);
+        } else {
+            // Its configuration is in the data directory, among everything else.
+            for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+                files.push(cluster.config_directory.join(name));
+            }
+            walk(&cluster.config_directory.join("conf.d"), 0, &mut files);
+        }
+        files.push(cluster.data_directory.join("postgresql.auto.conf"));
+        files.push(cluster.hba_file());
+        files.extend(cluster.setting("ident_file").map(PathBuf::from));
+        files.retain(|f| f.is_file());
+        files.sort();
+        files.dedup();
+        files
+    });
+    found.unwrap_or_default()
+}
+
+fn walk(folder: &Path, depth: u8, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if path.is_dir() {
+            if depth > 0 {
+                walk(&path, depth - 1, files);
+            }
+        } else if name.ends_with(".conf") && name != "start.conf" || name == "environment" {
+            files.push(path);
+        }
+    }
+}
+
+/// Reads the files as they are now.
+pub fn read(cluster: &Cluster, files: &[PathBuf]) -> Result<Vec<Copy>> {
+    cluster.owner.act(|| {
+        files
+            .iter()
+            .map(|path| {
+                let bad = |e: std::io::Error| Error::failed(format!("could not read {}: {e}", path.display()));
+                // The owner's own links lead to the file that counts.
+                let real = path.canonicalize().map_err(bad)?;
+                let mode = std::fs::metadata(&real).map_err(bad)?.permissions().mode() & 0o7777;
+                let bytes = state::read(&real, LIMIT + 1).map_err(bad)?;
+                if bytes.len() as u64 > LIMIT {
+                    return Err(Error::failed(format!("could not copy {}: it is larger than 1 MiB", path.display())));
+                }
+                Ok(Copy { path: path.clone(), mode, bytes })
+            })
+            .collect()
+    })?
+}
+
+/// Saves the configuration that the server is known to run with, unless the newest good point has the same; true when
+/// a new point was made.
+pub fn remember_good(cluster: &Cluster, why: &str) -> Result<bool> {
+    let now = read(cluster, &files(cluster))?;
+    if newest(&cluster.name(), "good").is_some_and(|old| old == now) {
+        return Ok(false);
+    }
+    save(cluster, "good", why, &now)?;
+    Ok(true)
+}
+
+/// Makes a point of these copies, and forgets the oldest of its kind.
+pub fn save(cluster: &Cluster, kind: &str, why: &str, copies: &[Copy]) -> Result<String> {
+    save_in(&directory(), &cluster.name(), kind, why, copies)
+}
+
+fn save_in(root: &Path, cluster: &str, kind: &str, why: &str, copies: &[Copy]) -> Result<String> {
+    let at = Stamp::now();
+    // Two points in one second are told apart by the process and the time since boot.
+    let millis = (at.boot.fract() * 1000.0) as u32;
+    let id = format!("{}.{millis:03}-{}-{kind}", at.compact(), crate::cluster::file_name(cluster));
+    let bad = |e: std::io::Error| Error::failed(format!("could not save recovery point {id}: {e}"));
+    let temporary = root.join(format!(".{id}"));
+    let made = (|| {
+        std::fs::DirBuilder::new().mode(0o700).recursive(true).create(root)?;
+        std::fs::DirBuilder::new().mode(0o700).create(&temporary)?;
+        let mut entries = Vec::new();
+        for (index, copy) in copies.iter().enumerate() {
+            state::replace(&temporary.join(index.to_string()), &copy.bytes, 0o600)?;
+            entries.push(Entry { path: copy.path.clone(), sha256: sha256(&copy.bytes), mode: copy.mode });
+        }
+        let manifest = Manifest {
+            id: id.clone(),
+            kind: kind.into(),
+            cluster: cluster.into(),
+            at: at.clone(),
+            why: why.into(),
+            files: entries,
+        };
+        state::replace(
+            &temporary.join("manifest.json"),
+            &serde_json::to_vec_pretty(&manifest).map_err(std::io::Error::other)?,
+            0o600,
+        )?;
+        std::fs::rename(&temporary, root.join(&id))?;
+        state::sync_folder(root)
+    })();
+    if let Err(e) = made {
+        let _ = std::fs::remove_dir_all(&temporary);
+        return Err(bad(e));
+    }
+    let all = list(root, cluster, kind);
+    for old in &all[..all.len().saturating_sub(KEEP)] {
+        let _ = std::fs::remove_dir_all(root.join(old));
+    }
+    Ok(id)
+}
+
+/// IDs of the points of one kind, oldest first.
+fn list(root: &Path, cluster: &str, kind: &str) -> Vec<String> {
+    let end = format!("-{}-{kind}", crate::cluster::file_name(cluster));
+    let mut ids: Vec<String> = std::fs::read_dir(root)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|e| e.file_name().into_string().ok())
+        .filter(|id| !id.starts_with('.') && id.strip_suffix(end.as_str()).is_some_and(|stamp| !stamp.contains('-')))
+        .collect();
+    ids.sort();
+    ids
+}
+
+/// The newest point of one kind whose copies are all as the manifest says.
+pub fn newest(cluster: &str, kind: &str) -> Option<Vec<Copy>> {
+    newest_in(&directory(), cluster, kind)
+}
+
+fn newest_in(root: &Path, cluster: &str, kind: &str) -> Option<Vec<Copy>> {
+    list(root, cluster, kind).iter().rev().find_map(|id| load(&root.join(id)))
+}
+
+fn load(point: &Path) -> Option<Vec<Copy>> {
+    let manifest: Manifest = serde_json::from_slice(&state::read(&point.join("manifest.json"), LIMIT).ok()?).ok()?;
+    let copies = manifest.files.into_iter().enumerate().map(|(index, entry)| {
+        let bytes = state::read(&point.join(index.to_string()), LIMIT).ok()?;
+        (sha256(&bytes) == entry.sha256).then_some(Copy { path: entry.path, mode: entry.mode, bytes })
+    });
+    copies.collect()
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The difference between two texts, as `diff -u` shows it. Lines that may hold a password are named, not shown.
+pub fn difference(old: &[u8], new: &[u8]) -> String {
+    let (old, new) = (String::from_utf8_lossy(old), String::from_utf8_lossy(new));
+    let diff = similar::TextDiff::from_lines(old.as_ref(), new.as_ref());
+    let text = diff.unified_diff().context_radius(0).to_string();
+    text.lines()
+        .map(|line| {
+            if line.to_ascii_lowercase().contains("pass") {
+                format!("{} (a line with a password)", &line[..1])
+            } else {
+                line.to_string()
+            }
+        })
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root(name: &str) -> PathBuf {
+        let root = std::env::temp_dir().join(format!("pg-recovery-point-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&root);
+        root
+    }
+
+    fn copy(text: &str) -> Vec<Copy> {
+        vec![Copy { path: "/etc/x.conf".into(), mode: 0o640, bytes: text.into() }]
+    }
+
+    #[test]
+    fn the_newest_whole_point_is_found_and_old_ones_are_forgotten() {
+        let root = root("newest");
+        for n in 0..KEEP + 3 {
+            save_in(&root, "16/main", "good", "test", &copy(&format!("{n}"))).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        save_in(&root, "16/main-2", "good", "test", &copy("other")).unwrap();
+        save_in(&root, "16/main", "before", "test", &copy("before")).unwrap();
+        let ids = list(&root, "16/main", "good");
+        assert_eq!(ids.len(), KEEP);
+        assert_eq!(newest_in(&root, "16/main", "good"), Some(copy(&format!("{}", KEEP + 2))));
+        // A damaged copy is not believed; the one before it is.
+        std::fs::write(root.join(ids.last().unwrap()).join("0"), "damaged").unwrap();
+        assert_eq!(newest_in(&root, "16/main", "good"), Some(copy(&format!("{}", KEEP + 1))));
+    }
+
+    #[test]
+    fn points_are_for_root_only() {
+        let root = root("mode");
+        let id = save_in(&root, "16/main", "good", "test", &copy("x")).unwrap();
+        assert_eq!(std::fs::metadata(root.join(&id)).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(std::fs::metadata(root.join(&id).join("0")).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_difference_never_shows_a_password() {
+        let text = difference(b"a = 1\n", b"a = 2\nprimary_conninfo = 'password=x'\n");
+        assert!(text.contains("-a = 1") && text.contains("+a = 2") && !text.contains("=x"), "{text}");
+    }
+}
