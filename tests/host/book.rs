@@ -72,15 +72,8 @@ impl Tally {
     /// Fails unless every acknowledged commit is there, once, and nothing that was refused.
     #[track_caller]
     pub fn assert_nothing_lost(&self) {
-        assert!(
-            self.acked > 0,
-            "the ledger never got a commit through: {self:?}"
-        );
-        assert_eq!(
-            (self.lost, self.duplicated, self.unexpected),
-            (0, 0, 0),
-            "{self:?}"
-        );
+        assert!(self.acked > 0, "the ledger never got a commit through: {self:?}");
+        assert_eq!((self.lost, self.duplicated, self.unexpected), (0, 0, 0), "{self:?}");
     }
 }
 
@@ -98,19 +91,9 @@ impl Book {
                 let mut words = line.split(' ');
                 let id = words.next()?.parse().ok()?;
                 let word = words.next()?;
-                let all = [
-                    Status::Acked,
-                    Status::Unknown,
-                    Status::Failed,
-                    Status::Began,
-                    Status::Ended,
-                ];
+                let all = [Status::Acked, Status::Unknown, Status::Failed, Status::Began, Status::Ended];
                 let status = all.into_iter().find(|status| status.word() == word)?;
-                Some(Entry {
-                    id,
-                    status,
-                    at_ms: words.next()?.parse().ok()?,
-                })
+                Some(Entry { id, status, at_ms: words.next()?.parse().ok()? })
             })
             .collect();
         Book { entries }
@@ -118,10 +101,7 @@ impl Book {
 
     /// How many ids have this status.
     pub fn count(&self, status: Status) -> u64 {
-        self.entries
-            .iter()
-            .filter(|entry| entry.status == status)
-            .count() as u64
+        self.entries.iter().filter(|entry| entry.status == status).count() as u64
     }
 
     /// The highest id used so far.
@@ -132,18 +112,10 @@ impl Book {
     /// The longest time without an acknowledged commit, from the first to the last one, or to `now` when given; and when it
     /// began.
     pub fn longest_gap(&self, now_ms: Option<u64>) -> (u64, u64) {
-        let acks = self
-            .entries
-            .iter()
-            .filter(|entry| entry.status == Status::Acked)
-            .map(|entry| entry.at_ms);
+        let acks = self.entries.iter().filter(|entry| entry.status == Status::Acked).map(|entry| entry.at_ms);
         // A ledger that was stopped while the server was away has seen a gap up to its own end.
-        let end = now_ms.or_else(|| {
-            self.entries
-                .last()
-                .filter(|last| last.status == Status::Ended)
-                .map(|last| last.at_ms)
-        });
+        let end =
+            now_ms.or_else(|| self.entries.last().filter(|last| last.status == Status::Ended).map(|last| last.at_ms));
         let times: Vec<u64> = acks.collect();
         let Some(last) = times.last() else {
             return (0, 0);
@@ -160,11 +132,7 @@ impl Book {
     /// Compares with what the table holds: id -> number of rows.
     pub fn tally(&self, rows: &HashMap<u64, u64>) -> Tally {
         let there = |entry: &&Entry| rows.contains_key(&entry.id);
-        let of = |status| {
-            self.entries
-                .iter()
-                .filter(move |entry| entry.status == status)
-        };
+        let of = |status| self.entries.iter().filter(move |entry| entry.status == status);
         let (longest_gap_ms, gap_started_at_ms) = self.longest_gap(None);
         Tally {
             acked: self.count(Status::Acked),
@@ -181,17 +149,16 @@ impl Book {
 
 /// The clock of the book: it never jumps, and is the same in every process.
 pub fn monotonic_ms() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .expect("Linux has a monotonic clock");
-    u64::try_from(now.tv_sec()).unwrap_or(0) * 1000
-        + u64::try_from(now.tv_nsec()).unwrap_or(0) / 1_000_000
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("Linux has a monotonic clock");
+    u64::try_from(now.tv_sec()).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec()).unwrap_or(0) / 1_000_000
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const BOOK: &str = "0 began 5\n1 acked 10\n2 acked 15\n3 unknown 900\n4 failed 910\n5 acked 1000\n6 acked 1004\n7 ack";
+    const BOOK: &str =
+        "0 began 5\n1 acked 10\n2 acked 15\n3 unknown 900\n4 failed 910\n5 acked 1000\n6 acked 1004\n7 ack";
 
     #[test]
     fn a_line_that_is_still_being_written_does_not_count() {
@@ -211,9 +178,6 @@ mod tests {
     fn the_longest_gap_lies_between_two_acknowledged_commits_or_after_the_last() {
         assert_eq!(Book::parse(BOOK).longest_gap(None), (985, 15));
         assert_eq!(Book::parse(BOOK).longest_gap(Some(3004)), (2000, 1004));
-        assert_eq!(
-            Book::parse("1 acked 10\n2 acked 15\n0 ended 500\n").longest_gap(None),
-            (485, 15)
-        );
+        assert_eq!(Book::parse("1 acked 10\n2 acked 15\n0 ended 500\n").longest_gap(None), (485, 15));
     }
 }

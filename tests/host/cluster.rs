@@ -10,11 +10,7 @@ pub struct Cluster {
 
 impl Cluster {
     pub(crate) fn new(version: &str, name: &str, port: u16) -> Self {
-        Cluster {
-            version: version.to_owned(),
-            name: name.to_owned(),
-            port,
-        }
+        Cluster { version: version.to_owned(), name: name.to_owned(), port }
     }
 
     /// `15/main`.
@@ -49,10 +45,7 @@ impl Cluster {
 
     /// `/var/log/postgresql/postgresql-15-main.log`.
     pub fn log_file(&self) -> String {
-        format!(
-            "/var/log/postgresql/postgresql-{}-{}.log",
-            self.version, self.name
-        )
+        format!("/var/log/postgresql/postgresql-{}-{}.log", self.version, self.name)
     }
 
     /// A program of this PostgreSQL: `/usr/lib/postgresql/15/bin/pg_controldata`.

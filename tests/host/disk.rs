@@ -19,23 +19,12 @@ impl Disk {
         let name = mount_point.trim_matches('/').replace('/', "-");
         let image = host.outside().join(format!("{name}.img"));
         let file = fs::File::create(&image).expect("the run folder can be written");
-        file.set_len(megabytes * 1024 * 1024)
-            .expect("the run folder has room");
+        file.set_len(megabytes * 1024 * 1024).expect("the run folder has room");
         outside(
-            Command::new("mkfs.ext4")
-                .args(["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"])
-                .arg(&image),
+            Command::new("mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"]).arg(&image),
         );
-        let device = outside(
-            Command::new("losetup")
-                .args(["--find", "--show"])
-                .arg(&image),
-        );
-        let disk = Disk {
-            image,
-            device: device.trim().to_owned(),
-            mount_point: mount_point.to_owned(),
-        };
+        let device = outside(Command::new("losetup").args(["--find", "--show"]).arg(&image));
+        let disk = Disk { image, device: device.trim().to_owned(), mount_point: mount_point.to_owned() };
         disk.mount(host);
         disk
     }
@@ -54,18 +43,12 @@ impl Disk {
     /// Makes ext4 believe that it has found an error: it remounts itself read-only when mounted with `errors=remount-ro`.
     pub fn report_an_error(&self) {
         let name = self.device.trim_start_matches("/dev/");
-        fs::write(format!("/sys/fs/ext4/{name}/trigger_fs_error"), "1")
-            .expect("the file system is mounted");
+        fs::write(format!("/sys/fs/ext4/{name}/trigger_fs_error"), "1").expect("the file system is mounted");
     }
 
     /// A copy of the disk as it is at this instant, without what only the machine's page cache holds: what a power cut leaves.
     pub fn copy_as_after_a_power_cut(&self, to: &std::path::Path) {
-        outside(
-            Command::new("cp")
-                .arg("--sparse=always")
-                .arg(&self.image)
-                .arg(to),
-        );
+        outside(Command::new("cp").arg("--sparse=always").arg(&self.image).arg(to));
     }
 
     /// Where it is mounted.
@@ -80,13 +63,7 @@ impl Disk {
 }
 
 fn outside(command: &mut Command) -> String {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("could not start {command:?}: {error}"));
-    assert!(
-        output.status.success(),
-        "{command:?} failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = command.output().unwrap_or_else(|error| panic!("could not start {command:?}: {error}"));
+    assert!(output.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

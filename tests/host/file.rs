@@ -31,8 +31,7 @@ impl File {
     #[track_caller]
     pub fn write(&self, content: impl AsRef<[u8]>) {
         if let Some(folder) = self.path.parent() {
-            fs::create_dir_all(folder)
-                .unwrap_or_else(|error| self.failed("create the folder of", &error));
+            fs::create_dir_all(folder).unwrap_or_else(|error| self.failed("create the folder of", &error));
         }
         fs::write(&self.path, content).unwrap_or_else(|error| self.failed("write", &error));
     }
@@ -53,11 +52,7 @@ impl File {
     #[track_caller]
     pub fn replace(&self, old: &str, new: &str) {
         let text = self.read();
-        assert!(
-            text.contains(old),
-            "{} does not contain {old:?}:\n{text}",
-            self.path.display()
-        );
+        assert!(text.contains(old), "{} does not contain {old:?}:\n{text}", self.path.display());
         self.write(text.replace(old, new));
     }
 
@@ -82,9 +77,7 @@ impl File {
     /// User id of its owner.
     #[track_caller]
     pub fn owner(&self) -> u32 {
-        fs::metadata(&self.path)
-            .unwrap_or_else(|error| self.failed("stat", &error))
-            .uid()
+        fs::metadata(&self.path).unwrap_or_else(|error| self.failed("stat", &error)).uid()
     }
 
     #[track_caller]

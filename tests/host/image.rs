@@ -16,8 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::machine::Machine;
 use crate::{Output, Suite};
 
-const INCLUDE: &str =
-    "systemd,systemd-sysv,dbus,postgresql,libpam-systemd,iproute2,procps,kmod,adduser,e2fsprogs";
+const INCLUDE: &str = "systemd,systemd-sysv,dbus,postgresql,libpam-systemd,iproute2,procps,kmod,adduser,e2fsprogs";
 
 /// Raise it when something below changes what a base holds.
 const RECIPE: u32 = 1;
@@ -46,42 +45,19 @@ pub(crate) fn plain(suite: Suite) -> Vec<PathBuf> {
 pub(crate) fn with_package(suite: Suite) -> Vec<PathBuf> {
     let base = base(suite);
     let package = package();
-    let content = fs::read(&package)
-        .unwrap_or_else(|error| panic!("could not read {}: {error}", package.display()));
-    let base_name = base
-        .file_name()
-        .expect("a base has a name")
-        .to_string_lossy()
-        .into_owned();
+    let content = fs::read(&package).unwrap_or_else(|error| panic!("could not read {}: {error}", package.display()));
+    let base_name = base.file_name().expect("a base has a name").to_string_lossy().into_owned();
     let layer = cache().join(format!("package-{}-on-{base_name}", short_hash(&content)));
     build_once(&layer, |target| {
         let machine = Machine::boot(std::slice::from_ref(&base));
-        fs::copy(&package, machine.root().join("pg-recovery.deb"))
-            .expect("the package can be copied into the machine");
+        fs::copy(&package, machine.root().join("pg-recovery.deb")).expect("the package can be copied into the machine");
         let mut install = machine.enter();
         install.env("DEBIAN_FRONTEND", "noninteractive");
         // As a unit, so that whatever the package starts or leaves behind is in a proper control group.
-        install.args([
-            "systemd-run",
-            "--quiet",
-            "--pipe",
-            "--wait",
-            "--setenv=DEBIAN_FRONTEND=noninteractive",
-        ]);
-        install.args([
-            "timeout",
-            "300",
-            "apt-get",
-            "install",
-            "--yes",
-            "/pg-recovery.deb",
-        ]);
+        install.args(["systemd-run", "--quiet", "--pipe", "--wait", "--setenv=DEBIAN_FRONTEND=noninteractive"]);
+        install.args(["timeout", "300", "apt-get", "install", "--yes", "/pg-recovery.deb"]);
         let output = Output::from(&install.output().expect("nsenter can be started"));
-        assert!(
-            output.success(),
-            "could not install {}: {output}",
-            package.display()
-        );
+        assert!(output.success(), "could not install {}: {output}", package.display());
         let _ = machine.enter().args(["systemctl", "poweroff"]).output();
         machine.wait_for_poweroff();
         for stale in ["var/log/journal", "var/log/postgresql"] {
@@ -101,23 +77,14 @@ pub(crate) fn package() -> PathBuf {
             if let Some(given) = std::env::var_os("PG_RECOVERY_DEB") {
                 return PathBuf::from(given);
             }
-            let top = Path::new(env!("CARGO_MANIFEST_DIR"))
-                .parent()
-                .expect("the tests are in the work tree");
+            let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are in the work tree");
             let output = Command::new(top.join("packaging/deb"))
                 .current_dir(top)
                 .output()
                 .unwrap_or_else(|error| panic!("could not start packaging/deb: {error}"));
             let output = Output::from(&output);
             assert!(output.success(), "could not build the package: {output}");
-            top.join(
-                output
-                    .stdout
-                    .lines()
-                    .last()
-                    .expect("packaging/deb prints the path of the package")
-                    .trim(),
-            )
+            top.join(output.stdout.lines().last().expect("packaging/deb prints the path of the package").trim())
         })
         .clone()
 }
@@ -134,9 +101,7 @@ fn base(suite: Suite) -> PathBuf {
             let mut command = Command::new("mmdebstrap");
             command.args(["--quiet", "--variant=apt", &format!("--include={INCLUDE}")]);
             command.arg(suite.name()).arg(target).args(archive);
-            let output = command
-                .output()
-                .unwrap_or_else(|error| panic!("could not start mmdebstrap: {error}"));
+            let output = command.output().unwrap_or_else(|error| panic!("could not start mmdebstrap: {error}"));
             if output.status.success() {
                 prepare(target);
                 return;
@@ -152,11 +117,7 @@ fn base(suite: Suite) -> PathBuf {
 fn prepare(base: &Path) {
     // Without an identity every boot would be a "first boot", which enables units by preset.
     let identity = short_hash(base.as_os_str().as_encoded_bytes()).repeat(2);
-    fs::write(
-        base.join("etc/machine-id"),
-        format!("{}\n", &identity[..32]),
-    )
-    .expect("the base can be written");
+    fs::write(base.join("etc/machine-id"), format!("{}\n", &identity[..32])).expect("the base can be written");
     for unit in MASKED {
         let link = base.join("etc/systemd/system").join(unit);
         let _ = fs::remove_file(&link);
@@ -166,26 +127,15 @@ fn prepare(base: &Path) {
 
 fn host_archive() -> Option<String> {
     let output = Command::new("apt-get")
-        .args([
-            "indextargets",
-            "--format",
-            "$(REPO_URI)",
-            "Created-By: Packages",
-            "Origin: Debian",
-        ])
+        .args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian"])
         .output()
         .ok()?;
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .next()
-        .map(str::to_owned)
+    String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_owned)
 }
 
 fn cache() -> PathBuf {
-    std::env::var_os("PG_RECOVERY_TEST_CACHE").map_or_else(
-        || PathBuf::from("/var/cache/pg-recovery-tests"),
-        PathBuf::from,
-    )
+    std::env::var_os("PG_RECOVERY_TEST_CACHE")
+        .map_or_else(|| PathBuf::from("/var/cache/pg-recovery-tests"), PathBuf::from)
 }
 
 /// The first test to come builds, all others wait; what is there under its final name is complete.
@@ -193,18 +143,10 @@ fn build_once(target: &Path, build: impl FnOnce(&Path)) {
     if target.exists() {
         return;
     }
-    let name = target
-        .file_name()
-        .expect("a layer has a name")
-        .to_string_lossy()
-        .into_owned();
-    fs::create_dir_all(cache())
-        .unwrap_or_else(|error| panic!("could not create {}: {error}", cache().display()));
-    let lock =
-        fs::File::create(cache().join(format!("{name}.lock"))).expect("the cache can be written");
-    let _held = Flock::lock(lock, FlockArg::LockExclusive)
-        .map_err(|(_, error)| error)
-        .expect("flock works");
+    let name = target.file_name().expect("a layer has a name").to_string_lossy().into_owned();
+    fs::create_dir_all(cache()).unwrap_or_else(|error| panic!("could not create {}: {error}", cache().display()));
+    let lock = fs::File::create(cache().join(format!("{name}.lock"))).expect("the cache can be written");
+    let _held = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).expect("flock works");
     if target.exists() {
         return;
     }
@@ -212,12 +154,7 @@ fn build_once(target: &Path, build: impl FnOnce(&Path)) {
     let _ = fs::remove_dir_all(&partial);
     build(&partial);
     // What was built is on the disk before its name says so: a later power cut must not leave half a base.
-    nix::unistd::syncfs(
-        fs::File::open(&partial)
-            .expect("the layer is there")
-            .as_fd(),
-    )
-    .expect("syncfs works");
+    nix::unistd::syncfs(fs::File::open(&partial).expect("the layer is there").as_fd()).expect("syncfs works");
     fs::rename(&partial, target).expect("the cache can be written");
 }
 
@@ -229,10 +166,7 @@ fn empty_files_of(folder: &Path) {
         let path = entry.path();
         if path.is_dir() {
             empty_files_of(&path);
-        } else if path
-            .extension()
-            .is_some_and(|extension| extension == "journal")
-        {
+        } else if path.extension().is_some_and(|extension| extension == "journal") {
             let _ = fs::remove_file(path);
         } else {
             let _ = fs::write(path, "");
@@ -241,17 +175,11 @@ fn empty_files_of(folder: &Path) {
 }
 
 fn short_hash(content: &[u8]) -> String {
-    Sha256::digest(content)
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(content).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Months since 1970, near enough.
 fn month() -> u64 {
-    let seconds = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     seconds / (30 * 24 * 60 * 60)
 }

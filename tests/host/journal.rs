@@ -12,22 +12,14 @@ impl Journal {
     /// Fails unless a message contains this text.
     #[track_caller]
     pub fn says(&self, text: &str) -> &Self {
-        assert!(
-            self.contains(text),
-            "{} did not say {text:?}; it said:\n{self}",
-            self.of
-        );
+        assert!(self.contains(text), "{} did not say {text:?}; it said:\n{self}", self.of);
         self
     }
 
     /// Fails if a message contains this text.
     #[track_caller]
     pub fn does_not_say(&self, text: &str) -> &Self {
-        assert!(
-            !self.contains(text),
-            "{} said {text:?}; it said:\n{self}",
-            self.of
-        );
+        assert!(!self.contains(text), "{} said {text:?}; it said:\n{self}", self.of);
         self
     }
 
@@ -49,10 +41,6 @@ impl Journal {
 
 impl fmt::Display for Journal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.text.is_empty() {
-            "(nothing)"
-        } else {
-            &self.text
-        })
+        f.write_str(if self.text.is_empty() { "(nothing)" } else { &self.text })
     }
 }

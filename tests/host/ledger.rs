@@ -19,29 +19,16 @@ pub struct Ledger {
 impl Ledger {
     pub(crate) fn start(host: &Host, cluster: &Cluster, more: &[&str]) -> Ledger {
         let program = program();
-        let log = host
-            .outside()
-            .join(format!("ledger-{}-{}.log", cluster.port(), monotonic_ms()));
+        let log = host.outside().join(format!("ledger-{}-{}.log", cluster.port(), monotonic_ms()));
         let socket = host.outside().join("machine/run/postgresql");
         let mut reach = vec!["--socket".to_owned(), socket.display().to_string()];
         reach.extend(["--port".to_owned(), cluster.port().to_string()]);
         reach.extend(["--log".to_owned(), log.display().to_string()]);
         reach.extend(["--uid".to_owned(), host.uid_of("postgres").to_string()]);
         let mut command = host.beside(&program);
-        command
-            .arg("run")
-            .args(&reach)
-            .args(more)
-            .stdout(Stdio::null())
-            .stderr(Stdio::inherit());
-        let running = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("could not start {}: {error}", program.display()));
-        let ledger = Ledger {
-            running,
-            log,
-            reach,
-        };
+        command.arg("run").args(&reach).args(more).stdout(Stdio::null()).stderr(Stdio::inherit());
+        let running = command.spawn().unwrap_or_else(|error| panic!("could not start {}: {error}", program.display()));
+        let ledger = Ledger { running, log, reach };
         ledger.wait_for_commits(1);
         ledger
     }
@@ -56,9 +43,7 @@ impl Ledger {
     #[track_caller]
     pub fn wait_for_commits_within(&self, more: u64, deadline: Duration) {
         let before = self.book().count(Status::Acked);
-        let done = poll_until(deadline, || {
-            (self.book().count(Status::Acked) >= before + more).then_some(())
-        });
+        let done = poll_until(deadline, || (self.book().count(Status::Acked) >= before + more).then_some(()));
         assert!(
             done.is_some(),
             "no {more} commits within {deadline:?}; the ledger's last lines:\n{}",
@@ -73,11 +58,7 @@ impl Ledger {
 
     /// Whether a commit has been acknowledged since this time of [`monotonic_ms`].
     pub fn has_committed_since(&self, since_ms: u64) -> bool {
-        self.book()
-            .entries
-            .iter()
-            .rev()
-            .any(|entry| entry.status == Status::Acked && entry.at_ms > since_ms)
+        self.book().entries.iter().rev().any(|entry| entry.status == Status::Acked && entry.at_ms > since_ms)
     }
 
     /// What it has written down.
@@ -89,31 +70,19 @@ impl Ledger {
     #[track_caller]
     pub fn stop_and_check(mut self) -> Tally {
         self.stop();
-        let output = Command::new(program())
-            .arg("check")
-            .args(&self.reach)
-            .output()
-            .expect("the ledger can be started");
+        let output =
+            Command::new(program()).arg("check").args(&self.reach).output().expect("the ledger can be started");
         let output = Output::from(&output);
-        assert!(
-            output.success(),
-            "the ledger could not read its table: {output}\n{}",
-            self.last_lines()
-        );
+        assert!(output.success(), "the ledger could not read its table: {output}\n{}", self.last_lines());
         serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output}"))
     }
 
     fn stop(&mut self) {
-        let pid =
-            nix::unistd::Pid::from_raw(i32::try_from(self.running.id()).expect("a pid is an i32"));
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.running.id()).expect("a pid is an i32"));
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-        let ended = poll_until(Duration::from_secs(10), || {
-            matches!(self.running.try_wait(), Ok(Some(_))).then_some(())
-        });
-        assert!(
-            ended.is_some(),
-            "the ledger did not stop within ten seconds"
-        );
+        let ended =
+            poll_until(Duration::from_secs(10), || matches!(self.running.try_wait(), Ok(Some(_))).then_some(()));
+        assert!(ended.is_some(), "the ledger did not stop within ten seconds");
     }
 
     fn last_lines(&self) -> String {

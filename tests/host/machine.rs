@@ -49,10 +49,7 @@ impl Machine {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let pid = std::process::id();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!(
-            "{pid}-{}-{number}",
-            start_time(pid).expect("this process has a start time")
-        );
+        let name = format!("{pid}-{}-{number}", start_time(pid).expect("this process has a start time"));
         let dir = run_folder().join(&name);
         let cgroup = cgroup_of(&name);
         for part in ["upper", "work", "root"] {
@@ -62,19 +59,10 @@ impl Machine {
         // The reaper must be there before the first thing that it would have to remove.
         let reaper = start_reaper(&dir, &cgroup, Stdio::piped());
         // The commands of tests are kept apart from the payload, whose control groups belong to the machine's systemd.
-        fs::create_dir_all(cgroup.join("words")).unwrap_or_else(|error| {
-            panic!(
-                "could not create the control group {}: {error}",
-                cgroup.display()
-            )
-        });
+        fs::create_dir_all(cgroup.join("words"))
+            .unwrap_or_else(|error| panic!("could not create the control group {}: {error}", cgroup.display()));
         mount_overlay(layers, &dir);
-        Machine {
-            dir,
-            cgroup,
-            running: Mutex::new(None),
-            reaper,
-        }
+        Machine { dir, cgroup, running: Mutex::new(None), reaper }
     }
 
     /// Boots, and returns when systemd has finished all jobs of the boot.
@@ -94,22 +82,10 @@ impl Machine {
                 "--capability=all",
                 "--link-journal=no",
             ])
-            .args([
-                "--timezone=off",
-                "--resolv-conf=off",
-                "--console=pipe",
-                "--boot",
-                "--directory",
-            ])
+            .args(["--timezone=off", "--resolv-conf=off", "--console=pipe", "--boot", "--directory"])
             .arg(self.dir.join("root"))
             // Two machines of the same name exclude each other.
-            .arg(format!(
-                "--machine=pg-{}",
-                self.dir
-                    .file_name()
-                    .expect("the folder has a name")
-                    .display()
-            ))
+            .arg(format!("--machine=pg-{}", self.dir.file_name().expect("the folder has a name").display()))
             .arg("--hostname=pghost")
             .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
             .stdin(Stdio::null())
@@ -118,9 +94,7 @@ impl Machine {
             .process_group(0);
         // nspawn makes payload/ and supervisor/ in the control group it is started from; two machines in one would share them.
         join_cgroup(&mut command, &self.cgroup);
-        let mut nspawn = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("could not start systemd-nspawn: {error}"));
+        let mut nspawn = command.spawn().unwrap_or_else(|error| panic!("could not start systemd-nspawn: {error}"));
         let leader = poll_until(BOOT_DEADLINE, || match nspawn.try_wait() {
             Ok(None) => leader_of(nspawn.id()),
             _ => Some(0),
@@ -134,25 +108,15 @@ impl Machine {
         // Clients outside reach the machine's sockets by this path, whichever boot it is.
         let link = self.dir.join("machine");
         let _ = fs::remove_file(&link);
-        std::os::unix::fs::symlink(format!("/proc/{leader}/root"), &link)
-            .expect("a link can be made");
-        *self.running.lock().expect("no word panicked while booting") =
-            Some(Running { nspawn, leader });
+        std::os::unix::fs::symlink(format!("/proc/{leader}/root"), &link).expect("a link can be made");
+        *self.running.lock().expect("no word panicked while booting") = Some(Running { nspawn, leader });
 
         let booted = poll_until(BOOT_DEADLINE, || {
-            let output = self
-                .enter()
-                .args(["systemctl", "is-system-running"])
-                .output()
-                .ok()?;
+            let output = self.enter().args(["systemctl", "is-system-running"]).output().ok()?;
             let state = String::from_utf8_lossy(&output.stdout).trim().to_owned();
             matches!(state.as_str(), "running" | "degraded").then_some(())
         });
-        assert!(
-            booted.is_some(),
-            "the machine did not finish its boot:\n{}",
-            self.console()
-        );
+        assert!(booted.is_some(), "the machine did not finish its boot:\n{}", self.console());
     }
 
     /// Takes the power away: every process is gone at once, the disk stays as it is.
@@ -179,16 +143,9 @@ impl Machine {
         let mut command = Command::new("nsenter");
         command
             .args(["--target", &leader.to_string()])
-            .args([
-                "--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--root", "--wd", "--",
-            ])
+            .args(["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--root", "--wd", "--"])
             .env_clear()
-            .envs([
-                ("PATH", PATH),
-                ("HOME", "/root"),
-                ("LANG", "C.UTF-8"),
-                ("TERM", "dumb"),
-            ])
+            .envs([("PATH", PATH), ("HOME", "/root"), ("LANG", "C.UTF-8"), ("TERM", "dumb")])
             .stdin(Stdio::null())
             .process_group(0);
         join_cgroup(&mut command, &self.cgroup.join("words"));
@@ -216,12 +173,7 @@ impl Machine {
 
     /// The machine's file tree: as its own processes see it while it is up, the bare disk otherwise.
     pub fn root(&self) -> PathBuf {
-        match self
-            .running
-            .lock()
-            .expect("no word panicked while booting")
-            .as_ref()
-        {
+        match self.running.lock().expect("no word panicked while booting").as_ref() {
             Some(running) => PathBuf::from(format!("/proc/{}/root", running.leader)),
             None => self.dir.join("root"),
         }
@@ -239,9 +191,7 @@ impl Machine {
 
     /// What it has written on its console.
     pub fn console(&self) -> String {
-        fs::read(self.dir.join("console"))
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
+        fs::read(self.dir.join("console")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// Gives the disk away to be a lower layer; the machine must be off.
@@ -251,17 +201,9 @@ impl Machine {
         let upper = self.dir.join("upper");
         if fs::rename(&upper, target).is_err() {
             // Another file system. The copy must keep overlay's own marks, which are device files and attributes.
-            let status = Command::new("cp")
-                .arg("--archive")
-                .arg(&upper)
-                .arg(target)
-                .status()
-                .expect("cp can be started");
-            assert!(
-                status.success(),
-                "could not keep the layer {}",
-                target.display()
-            );
+            let status =
+                Command::new("cp").arg("--archive").arg(&upper).arg(target).status().expect("cp can be started");
+            assert!(status.success(), "could not keep the layer {}", target.display());
         }
     }
 }
@@ -281,10 +223,7 @@ impl Drop for Machine {
 
 /// The folder with a folder for each machine.
 pub(crate) fn run_folder() -> PathBuf {
-    std::env::var_os("PG_RECOVERY_TEST_RUN").map_or_else(
-        || PathBuf::from("/var/tmp/pg-recovery-tests"),
-        PathBuf::from,
-    )
+    std::env::var_os("PG_RECOVERY_TEST_RUN").map_or_else(|| PathBuf::from("/var/tmp/pg-recovery-tests"), PathBuf::from)
 }
 
 fn cgroup_of(name: &str) -> PathBuf {
@@ -319,9 +258,7 @@ fn start_reaper(dir: &Path, cgroup: &Path, input: Stdio) -> Child {
             Ok(())
         });
     }
-    command
-        .spawn()
-        .unwrap_or_else(|error| panic!("could not start the reaper: {error}"))
+    command.spawn().unwrap_or_else(|error| panic!("could not start the reaper: {error}"))
 }
 
 /// Removes what dead owners left behind.
@@ -356,20 +293,14 @@ fn leader_of(nspawn: u32) -> Option<i32> {
     let children = fs::read_to_string(format!("/proc/{nspawn}/task/{nspawn}/children")).ok()?;
     children.split_whitespace().find_map(|child| {
         let status = fs::read_to_string(format!("/proc/{child}/status")).ok()?;
-        let is_first = status
-            .lines()
-            .any(|line| line.starts_with("NSpid:") && line.ends_with("\t1"));
-        let is_systemd = status
-            .lines()
-            .next()
-            .is_some_and(|line| line == "Name:\tsystemd");
+        let is_first = status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1"));
+        let is_systemd = status.lines().next().is_some_and(|line| line == "Name:\tsystemd");
         (is_first && is_systemd).then(|| child.parse().ok())?
     })
 }
 
 fn join_cgroup(command: &mut Command, cgroup: &Path) {
-    let path = CString::new(cgroup.join("cgroup.procs").as_os_str().as_bytes())
-        .expect("a path has no NUL byte");
+    let path = CString::new(cgroup.join("cgroup.procs").as_os_str().as_bytes()).expect("a path has no NUL byte");
     // SAFETY: open, write and close are async-signal-safe, and the path was allocated before the fork.
     unsafe {
         command.pre_exec(move || {
@@ -384,44 +315,26 @@ fn join_cgroup(command: &mut Command, cgroup: &Path) {
 }
 
 fn mount_overlay(layers: &[PathBuf], dir: &Path) {
-    let lower: Vec<String> = layers
-        .iter()
-        .map(|layer| layer.display().to_string())
-        .collect();
-    let options = format!(
-        "lowerdir={},upperdir={d}/upper,workdir={d}/work",
-        lower.join(":"),
-        d = dir.display()
-    );
+    let lower: Vec<String> = layers.iter().map(|layer| layer.display().to_string()).collect();
+    let options = format!("lowerdir={},upperdir={d}/upper,workdir={d}/work", lower.join(":"), d = dir.display());
     let status = Command::new("mount")
         .args(["-t", "overlay", "overlay", "-o", &options])
         .arg(dir.join("root"))
         .status()
         .expect("mount can be started");
-    assert!(
-        status.success(),
-        "could not mount the overlay with {options}"
-    );
+    assert!(status.success(), "could not mount the overlay with {options}");
 }
 
 fn unmount_overlay(dir: &Path) {
-    let status = Command::new("umount")
-        .arg(dir.join("root"))
-        .status()
-        .expect("umount can be started");
+    let status = Command::new("umount").arg(dir.join("root")).status().expect("umount can be started");
     assert!(status.success(), "could not unmount {}/root", dir.display());
 }
 
 fn wait_for_exit(nspawn: &mut Child) {
-    let gone = poll_until(BOOT_DEADLINE, || {
-        matches!(nspawn.try_wait(), Ok(Some(_)) | Err(_)).then_some(())
-    });
+    let gone = poll_until(BOOT_DEADLINE, || matches!(nspawn.try_wait(), Ok(Some(_)) | Err(_)).then_some(()));
     if gone.is_none() {
         let _ = nspawn.kill();
         let _ = nspawn.wait();
-        let _ = writeln!(
-            std::io::stderr(),
-            "systemd-nspawn did not end by itself and was killed"
-        );
+        let _ = writeln!(std::io::stderr(), "systemd-nspawn did not end by itself and was killed");
     }
 }

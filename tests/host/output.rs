@@ -23,9 +23,7 @@ impl Output {
         use std::os::unix::process::ExitStatusExt;
         let status = output.status;
         Output {
-            status: status
-                .code()
-                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
+            status: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
@@ -34,12 +32,6 @@ impl Output {
 
 impl fmt::Display for Output {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "status {}\nstdout: {}\nstderr: {}",
-            self.status,
-            self.stdout.trim_end(),
-            self.stderr.trim_end()
-        )
+        write!(f, "status {}\nstdout: {}\nstderr: {}", self.status, self.stdout.trim_end(), self.stderr.trim_end())
     }
 }

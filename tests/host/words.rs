@@ -35,10 +35,7 @@ impl Host {
     }
 
     fn on(suite: Suite, layers: &[PathBuf]) -> Host {
-        let host = Host {
-            suite,
-            machine: Machine::boot(layers),
-        };
+        let host = Host { suite, machine: Machine::boot(layers) };
         host.wait_until_accepting(SOON);
         host
     }
@@ -46,8 +43,8 @@ impl Host {
     /// Installs the package under test, as an operator would, and returns what apt said.
     pub fn install_package(&self) -> Output {
         let package = image::package();
-        let content = std::fs::read(&package)
-            .unwrap_or_else(|error| panic!("could not read {}: {error}", package.display()));
+        let content =
+            std::fs::read(&package).unwrap_or_else(|error| panic!("could not read {}: {error}", package.display()));
         self.file("/pg-recovery.deb").write(content);
         self.run("systemd-run --quiet --pipe --wait --setenv=DEBIAN_FRONTEND=noninteractive apt-get install --yes /pg-recovery.deb")
     }
@@ -98,26 +95,14 @@ impl Host {
 
     /// Runs a shell command as the user postgres.
     pub fn as_postgres(&self, command: &str) -> Output {
-        self.run_words(&[
-            "runuser",
-            "-u",
-            "postgres",
-            "--",
-            "/bin/bash",
-            "-c",
-            command,
-        ])
+        self.run_words(&["runuser", "-u", "postgres", "--", "/bin/bash", "-c", command])
     }
 
     /// Runs a program with these arguments, without a shell.
     pub fn run_words(&self, words: &[&str]) -> Output {
         let mut command = self.machine.enter();
-        command
-            .args(["timeout", "--kill-after=2", &PATIENCE.as_secs().to_string()])
-            .args(words);
-        let output = command
-            .output()
-            .unwrap_or_else(|error| panic!("could not start nsenter: {error}"));
+        command.args(["timeout", "--kill-after=2", &PATIENCE.as_secs().to_string()]).args(words);
+        let output = command.output().unwrap_or_else(|error| panic!("could not start nsenter: {error}"));
         Output::from(&output)
     }
 
@@ -126,21 +111,10 @@ impl Host {
     pub fn run_as_unit(&self, unit: &str, user: &str, command: &str) -> i32 {
         let unit = format!("--unit={unit}");
         let user = format!("--uid={user}");
-        let words = [
-            "systemd-run",
-            "--quiet",
-            "--collect",
-            &unit,
-            &user,
-            "/bin/bash",
-            "-c",
-            command,
-        ];
+        let words = ["systemd-run", "--quiet", "--collect", &unit, &user, "/bin/bash", "-c", command];
         let output = self.run_words(&words);
         assert!(output.success(), "{command}\n{output}");
-        self.property_of(&unit[7..], "MainPID")
-            .parse()
-            .expect("systemd knows the pid")
+        self.property_of(&unit[7..], "MainPID").parse().expect("systemd knows the pid")
     }
 
     /// Runs SQL in the database postgres of the main cluster; it must succeed. Columns are separated by `|`.
@@ -166,20 +140,8 @@ impl Host {
     pub fn try_psql_on(&self, cluster: &Cluster, sql: &str) -> Output {
         let port = cluster.port().to_string();
         let psql = cluster.program("psql");
-        let words = [
-            "runuser",
-            "-u",
-            "postgres",
-            "--",
-            "timeout",
-            "10",
-            &psql,
-            "-XAtq",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-p",
-            &port,
-        ];
+        let words =
+            ["runuser", "-u", "postgres", "--", "timeout", "10", &psql, "-XAtq", "-v", "ON_ERROR_STOP=1", "-p", &port];
         self.run_words(&[&words[..], &["-d", "postgres", "-c", sql]].concat())
     }
 
@@ -218,10 +180,7 @@ impl Host {
             last = self.state_of(unit);
             (last == state).then_some(())
         });
-        assert!(
-            done.is_some(),
-            "{unit} was not {state} within {deadline:?}, but {last}"
-        );
+        assert!(done.is_some(), "{unit} was not {state} within {deadline:?}, but {last}");
     }
 
     /// Stops a unit the way an operator does.
@@ -234,12 +193,12 @@ impl Host {
     /// enables each `auto` cluster at each boot and `systemctl disable` of the instance changes nothing.
     #[track_caller]
     pub fn operator_disables(&self, unit: &str) {
-        let instance = unit
-            .strip_prefix("postgresql@")
-            .and_then(|rest| rest.strip_suffix(".service"));
+        let instance = unit.strip_prefix("postgresql@").and_then(|rest| rest.strip_suffix(".service"));
         match instance.and_then(|instance| instance.split_once('-')) {
             Some((version, name)) => {
-                self.sh(&format!("sed -i 's/^auto$/disabled/' /etc/postgresql/{version}/{name}/start.conf && systemctl daemon-reload"));
+                self.sh(&format!(
+                    "sed -i 's/^auto$/disabled/' /etc/postgresql/{version}/{name}/start.conf && systemctl daemon-reload"
+                ));
                 self.operator_stops(unit);
             }
             None => {
@@ -259,39 +218,23 @@ impl Host {
     /// What a program (`pg-recover`) or a unit (`pg-recovery.service`, with systemd's own lines about it) has said.
     pub fn journal_of(&self, program: &str) -> Journal {
         let which = if program.contains('.') { "-u" } else { "-t" };
-        let text = self
-            .run(&format!(
-                "journalctl --sync; journalctl --quiet --no-pager -o cat {which} '{program}'"
-            ))
-            .stdout;
-        Journal {
-            of: program.to_owned(),
-            text,
-        }
+        let text =
+            self.run(&format!("journalctl --sync; journalctl --quiet --no-pager -o cat {which} '{program}'")).stdout;
+        Journal { of: program.to_owned(), text }
     }
 
     /// Waits until a program has said something.
     #[track_caller]
     pub fn wait_for_journal(&self, program: &str, text: &str, deadline: Duration) {
-        let said = poll_until(deadline, || {
-            self.journal_of(program).contains(text).then_some(())
-        });
+        let said = poll_until(deadline, || self.journal_of(program).contains(text).then_some(()));
         if said.is_none() {
-            panic!(
-                "within {deadline:?} {program} did not say {text:?}; it said:\n{}",
-                self.journal_of(program)
-            );
+            panic!("within {deadline:?} {program} did not say {text:?}; it said:\n{}", self.journal_of(program));
         }
     }
 
     /// Waits until something holds.
     #[track_caller]
-    pub fn wait_until(
-        &self,
-        description: &str,
-        deadline: Duration,
-        mut holds: impl FnMut() -> bool,
-    ) {
+    pub fn wait_until(&self, description: &str, deadline: Duration, mut holds: impl FnMut() -> bool) {
         let done = poll_until(deadline, || holds().then_some(()));
         assert!(done.is_some(), "not within {deadline:?}: {description}");
     }
@@ -337,19 +280,9 @@ impl Host {
     #[track_caller]
     pub fn create_cluster(&self, name: &str) -> Cluster {
         self.sh(&format!("pg_createcluster {} {name}", self.version()));
-        let port = self.sh(&format!(
-            "pg_lsclusters -h {} {name} | awk '{{print $3}}'",
-            self.version()
-        ));
-        let cluster = Cluster::new(
-            self.version(),
-            name,
-            port.parse().expect("a port is a number"),
-        );
-        self.sh(&format!(
-            "systemctl daemon-reload && systemctl start {}",
-            cluster.unit()
-        ));
+        let port = self.sh(&format!("pg_lsclusters -h {} {name} | awk '{{print $3}}'", self.version()));
+        let cluster = Cluster::new(self.version(), name, port.parse().expect("a port is a number"));
+        self.sh(&format!("systemctl daemon-reload && systemctl start {}", cluster.unit()));
         cluster
     }
 
@@ -361,9 +294,7 @@ impl Host {
     /// Waits for that.
     #[track_caller]
     pub fn wait_until_accepting(&self, deadline: Duration) {
-        self.wait_until("the cluster accepts connections", deadline, || {
-            self.is_accepting()
-        });
+        self.wait_until("the cluster accepts connections", deadline, || self.is_accepting());
     }
 
     /// `in production`, `shut down`, ...: what pg_controldata says.
@@ -380,8 +311,7 @@ impl Host {
 
     /// The end of the main cluster's own log.
     pub fn server_log(&self) -> String {
-        self.run(&format!("tail -n 200 {}", self.main_cluster().log_file()))
-            .stdout
+        self.run(&format!("tail -n 200 {}", self.main_cluster().log_file())).stdout
     }
 
     /// The postmaster's pid in the machine: line 1 of postmaster.pid.
@@ -393,9 +323,7 @@ impl Host {
     /// The same of another cluster.
     #[track_caller]
     pub fn postmaster_pid_of(&self, cluster: &Cluster) -> i32 {
-        let text = self
-            .file(&format!("{}/postmaster.pid", cluster.data_directory()))
-            .read();
+        let text = self.file(&format!("{}/postmaster.pid", cluster.data_directory())).read();
         text.lines()
             .next()
             .and_then(|line| line.parse().ok())
@@ -422,9 +350,7 @@ impl Host {
     /// The numeric id of a user of the machine.
     #[track_caller]
     pub fn uid_of(&self, user: &str) -> u32 {
-        self.sh(&format!("id -u {user}"))
-            .parse()
-            .expect("a user id is a number")
+        self.sh(&format!("id -u {user}")).parse().expect("a user id is a number")
     }
 
     // ---- clients ---------------------------------------------------------------------------------------------------
@@ -446,20 +372,14 @@ impl Host {
 
     /// Adds a line to the table of measured downtimes that `tests/run` prints.
     pub fn publish_downtime(&self, what: &str, downtime: Duration) {
-        println!(
-            "DOWNTIME: {} | {what} | {:.2} s",
-            self.suite.name(),
-            downtime.as_secs_f64()
-        );
+        println!("DOWNTIME: {} | {what} | {:.2} s", self.suite.name(), downtime.as_secs_f64());
     }
 
     // ---- files and disks -------------------------------------------------------------------------------------------
 
     /// A file of the machine.
     pub fn file(&self, path: &str) -> File {
-        File {
-            path: self.machine.root().join(path.trim_start_matches('/')),
-        }
+        File { path: self.machine.root().join(path.trim_start_matches('/')) }
     }
 
     /// Mounts a new ext4 disk of this size.
@@ -471,9 +391,7 @@ impl Host {
     pub fn move_data_to_disk(&self, megabytes: u64) -> Disk {
         let (unit, data) = (self.unit(), self.data_directory());
         self.operator_stops(&unit);
-        self.sh(&format!(
-            "mv {data} {data}.moved && install -d -o postgres -g postgres -m 700 {data}"
-        ));
+        self.sh(&format!("mv {data} {data}.moved && install -d -o postgres -g postgres -m 700 {data}"));
         let disk = Disk::attach(self, &data, megabytes);
         self.sh(&format!("chown postgres: {data} && chmod 700 {data} && cp -a {data}.moved/. {data} && rm -r {data}.moved {data}/lost+found"));
         self.sh(&format!("systemctl start {unit}"));
@@ -512,16 +430,13 @@ impl Host {
             return;
         }
         let (name, log) = (self.suite.name(), self.main_cluster().log_file());
-        let journal = "journalctl --sync; journalctl --quiet --no-pager -o short-precise -n 200 -u 'pg-*' -u 'postgresql*'";
+        let journal =
+            "journalctl --sync; journalctl --quiet --no-pager -o short-precise -n 200 -u 'pg-*' -u 'postgresql*'";
         eprintln!("---- journal of {name} ----\n{}", self.run(journal).stdout);
-        eprintln!(
-            "---- {log} on {name} ----\n{}",
-            self.run(&format!("tail -n 40 {log}")).stdout
-        );
+        eprintln!("---- {log} on {name} ----\n{}", self.run(&format!("tail -n 40 {log}")).stdout);
         eprintln!(
             "---- clusters and failed units of {name} ----\n{}",
-            self.run("pg_lsclusters; systemctl --failed --no-pager")
-                .stdout
+            self.run("pg_lsclusters; systemctl --failed --no-pager").stdout
         );
     }
 }

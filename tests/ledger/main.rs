@@ -17,7 +17,8 @@ use tokio_postgres::{Client, Config, NoTls};
 const PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE_AFTER_A_FAILURE: Duration = Duration::from_millis(10);
 
-const USAGE: &str = "usage: ledger run|check --socket DIR --log FILE [--port 5432] [--dbname postgres] [--user postgres]
+const USAGE: &str =
+    "usage: ledger run|check --socket DIR --log FILE [--port 5432] [--dbname postgres] [--user postgres]
               [--uid UID] [--rate-ms 5] [--fresh-sessions] [--deadline-ms 10000]";
 
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -43,10 +44,7 @@ fn main() -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::from(64);
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime can be made");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made");
     let done = match verb.as_str() {
         "run" => runtime.block_on(run(&options)),
         "check" => runtime.block_on(check(&options)),
@@ -95,17 +93,13 @@ impl Options {
                 _ => return None,
             }
         }
-        (!options.socket.as_os_str().is_empty() && !options.log.as_os_str().is_empty())
-            .then_some(options)
+        (!options.socket.as_os_str().is_empty() && !options.log.as_os_str().is_empty()).then_some(options)
     }
 }
 
 async fn run(options: &Options) -> Result<(), Error> {
     stop_on_signals();
-    let mut log = fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&options.log)?;
+    let mut log = fs::OpenOptions::new().create(true).append(true).open(&options.log)?;
     // What an earlier run had sent but not yet written down may still turn up: those ids are left out.
     let mut id = match Book::read(&options.log)?.last_id() {
         0 => 0,
@@ -124,8 +118,7 @@ async fn run(options: &Options) -> Result<(), Error> {
             continue;
         };
         if !table_is_there {
-            let create =
-                session.batch_execute("CREATE TABLE IF NOT EXISTS ledger (id bigint NOT NULL)");
+            let create = session.batch_execute("CREATE TABLE IF NOT EXISTS ledger (id bigint NOT NULL)");
             table_is_there = matches!(tokio::time::timeout(PATIENCE, create).await, Ok(Ok(())));
             if !table_is_there {
                 client = None;
@@ -139,13 +132,7 @@ async fn run(options: &Options) -> Result<(), Error> {
         let status = match &answer {
             Ok(Ok(())) => Status::Acked,
             // An ERROR ends the statement before its commit. A FATAL or PANIC may come after it: nobody knows.
-            Ok(Err(error))
-                if error
-                    .as_db_error()
-                    .is_some_and(|error| error.severity() == "ERROR") =>
-            {
-                Status::Failed
-            }
+            Ok(Err(error)) if error.as_db_error().is_some_and(|error| error.severity() == "ERROR") => Status::Failed,
             _ => Status::Unknown,
         };
         write_line(&mut log, id, status)?;
@@ -174,24 +161,17 @@ async fn check(options: &Options) -> Result<(), Error> {
 }
 
 async fn rows(options: &Options) -> Result<HashMap<u64, u64>, Error> {
-    let client = connect(options)
-        .await
-        .ok_or_else(|| Error::other("could not connect"))?;
+    let client = connect(options).await.ok_or_else(|| Error::other("could not connect"))?;
     // An index could hide a row or a duplicate, so the table itself is read.
     let query = "SET enable_indexscan = off; SET enable_bitmapscan = off; SELECT id, count(*) FROM ledger GROUP BY id";
     let answer = tokio::time::timeout(options.deadline, client.simple_query(query)).await;
-    let messages = answer
-        .map_err(|_| Error::other("the server did not answer"))?
-        .map_err(Error::other)?;
-    let number = |row: &tokio_postgres::SimpleQueryRow, column| {
-        row.get(column).and_then(|text| text.parse::<u64>().ok())
-    };
+    let messages = answer.map_err(|_| Error::other("the server did not answer"))?.map_err(Error::other)?;
+    let number =
+        |row: &tokio_postgres::SimpleQueryRow, column| row.get(column).and_then(|text| text.parse::<u64>().ok());
     Ok(messages
         .iter()
         .filter_map(|message| match message {
-            tokio_postgres::SimpleQueryMessage::Row(row) => {
-                Some((number(row, 0)?, number(row, 1)?))
-            }
+            tokio_postgres::SimpleQueryMessage::Row(row) => Some((number(row, 0)?, number(row, 1)?)),
             _ => None,
         })
         .collect())
@@ -201,18 +181,12 @@ async fn connect(options: &Options) -> Option<Client> {
     let connecting = async {
         let stream = open_socket(options).await.ok()?;
         let mut config = Config::new();
-        config
-            .user(&options.user)
-            .dbname(&options.dbname)
-            .application_name("ledger");
+        config.user(&options.user).dbname(&options.dbname).application_name("ledger");
         let (client, connection) = config.connect_raw(stream, NoTls).await.ok()?;
         tokio::spawn(connection);
         Some(client)
     };
-    tokio::time::timeout(PATIENCE, connecting)
-        .await
-        .ok()
-        .flatten()
+    tokio::time::timeout(PATIENCE, connecting).await.ok().flatten()
 }
 
 async fn open_socket(options: &Options) -> Result<tokio::net::UnixStream, Error> {
@@ -223,10 +197,7 @@ async fn open_socket(options: &Options) -> Result<tokio::net::UnixStream, Error>
     // Only root may walk through /proc/PID/root, and only the postgres user passes peer authentication: so the folder is
     // opened as one and the socket in it as the other.
     let folder = fs::File::open(&options.socket)?;
-    let path = format!(
-        "/proc/self/fd/{}/{name}",
-        std::os::fd::AsRawFd::as_raw_fd(&folder)
-    );
+    let path = format!("/proc/self/fd/{}/{name}", std::os::fd::AsRawFd::as_raw_fd(&folder));
     nix::unistd::seteuid(nix::unistd::Uid::from_raw(uid))?;
     // The server sees the user of this instant. Connecting to a local socket succeeds or fails at once; it never waits.
     let stream = tokio::net::UnixStream::connect(Path::new(&path)).await;

@@ -18,17 +18,10 @@ fn main() -> ExitCode {
         }
     };
     let plain = arguments.iter().any(|argument| argument == "--plain");
-    let host = if plain {
-        Host::boot_plain(suite)
-    } else {
-        Host::boot(suite)
-    };
+    let host = if plain { Host::boot_plain(suite) } else { Host::boot(suite) };
     println!("folder {}", host.outside().display());
     println!("control group {}", host.control_group().display());
-    println!(
-        "enter it with: nsenter -t {} -m -p -u -i -n -C -r -w",
-        host.leader()
-    );
+    println!("enter it with: nsenter -t {} -m -p -u -i -n -C -r -w", host.leader());
     println!("press Ctrl-D to remove it");
     let _ = std::io::stdout().flush();
     let _ = std::io::stdin().read_to_end(&mut Vec::new());

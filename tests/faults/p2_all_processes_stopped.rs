@@ -1,0 +1,17 @@
+//! P2, the whole server: every process of the cluster hangs, as on storage that gives no answer: SIGSTOP to all of them.
+
+use crate::{Host, Signal};
+
+/// Stops the postmaster and its children, and returns their pids in the machine, the postmaster's first.
+pub fn inject(host: &Host) -> Vec<i32> {
+    let postmaster = host.postmaster_pid();
+    // The postmaster first: it must not start children while they are being counted.
+    host.signal(postmaster, Signal::SIGSTOP);
+    let children = host.sh(&format!("pgrep -P {postmaster}"));
+    let children = children.lines().map(|line| line.parse().expect("pgrep prints pids"));
+    let all: Vec<i32> = std::iter::once(postmaster).chain(children).collect();
+    for child in &all[1..] {
+        host.signal(*child, Signal::SIGSTOP);
+    }
+    all
+}

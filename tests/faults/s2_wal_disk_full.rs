@@ -1,0 +1,19 @@
+//! S2: the disk with pg_wal fills up while clients write: PANIC, a restart that fails, and a server that stays down.
+
+use std::time::Duration;
+
+use crate::{Disk, Host};
+
+/// Moves the data directory to a disk of 160 MiB and writes until there is no room left for WAL. The server is then down.
+pub fn inject(host: &Host) -> Disk {
+    let disk = host.move_data_to_disk(160);
+    // Somebody else's file takes what PostgreSQL would have needed; WAL is kept instead of being recycled.
+    host.psql("ALTER SYSTEM SET wal_keep_size = '10GB'");
+    host.psql("SELECT pg_reload_conf()");
+    host.psql("CREATE TABLE filler (line text)");
+    host.wait_until("the disk is full and the server down", Duration::from_secs(60), || {
+        let write = "INSERT INTO filler SELECT repeat('x', 1000) FROM generate_series(1, 8000); SELECT pg_switch_wal()";
+        !host.try_psql(write).success() && host.state_of(&host.unit()) == "failed"
+    });
+    disk
+}

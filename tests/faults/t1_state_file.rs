@@ -1,0 +1,38 @@
+//! T1: the state of the tools themselves is damaged, or cannot be written.
+
+use crate::Host;
+
+/// Where all state is.
+pub const STATE: &str = "/var/lib/pg-recovery";
+
+/// Cuts a state file in half, as a crash without fsync does.
+pub fn inject_torn(host: &Host, path: &str) {
+    let file = host.file(path);
+    let bytes = file.read_bytes();
+    file.write(&bytes[..bytes.len() / 2]);
+}
+
+/// Empties a state file, as a file system does that lost the data of a new file.
+pub fn inject_empty(host: &Host, path: &str) {
+    host.file(path).write("");
+}
+
+/// Puts all state on a file system of its own that has no byte left.
+pub fn inject_disk_full(host: &Host) {
+    move_to_own_file_system(host);
+    // dd ends with "No space left on device": that is the point.
+    host.run(&format!("dd if=/dev/zero of={STATE}/filler bs=4k; dd if=/dev/zero of={STATE}/filler2 bs=1"));
+}
+
+/// Puts all state on a file system of its own that is read-only.
+pub fn inject_read_only(host: &Host) {
+    move_to_own_file_system(host);
+    host.sh(&format!("mount -o remount,ro {STATE}"));
+}
+
+fn move_to_own_file_system(host: &Host) {
+    host.sh(&format!(
+        "mkdir -p {STATE} && mount -t tmpfs -o size=256k,mode=755 tmpfs /mnt && cp -a {STATE}/. /mnt && mount --move /mnt {STATE} 2>/dev/null \
+         || (mount --bind /mnt {STATE} && umount /mnt)"
+    ));
+}
