@@ -19,6 +19,7 @@ pub mod pidfile;
 pub mod point;
 pub mod prestart;
 pub mod process;
+pub mod record;
 pub mod standing;
 pub mod state;
 pub mod unit;
