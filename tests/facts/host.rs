@@ -113,15 +113,17 @@ facts_on_both_suites! {
         assert!(host.server_log().contains("was terminated by signal 9"));
     }
 
-    fn an_unusable_postmaster_pid_blocks_the_start_and_a_stale_one_does_not(suite: Suite) {
+    fn pg_ctlcluster_removes_an_unusable_postmaster_pid_before_it_starts(suite: Suite) {
         let host = Host::boot_plain(suite);
-        faults::p6_postmaster_pid_unusable::inject_stale(&host);
-        host.wait_until_accepting(SOON);
-        faults::p6_postmaster_pid_unusable::inject_empty(&host);
-        assert!(!host.is_accepting());
-        faults::p6_postmaster_pid_unusable::inject_garbage(&host);
-        assert!(!host.is_accepting());
-        assert_eq!(host.state_of(&host.unit()), "failed");
+        for inject in [
+            faults::p6_postmaster_pid_unusable::inject_stale,
+            faults::p6_postmaster_pid_unusable::inject_empty,
+            faults::p6_postmaster_pid_unusable::inject_garbage,
+        ] {
+            inject(&host);
+            host.wait_until_accepting(SOON);
+        }
+        assert_eq!(host.journal_of(&host.unit()).count("Removed stale pid file"), 3);
     }
 
     fn a_recycled_pid_blocks_the_start_when_its_command_line_has_the_word_postgres(suite: Suite) {
@@ -152,7 +154,13 @@ facts_on_both_suites! {
     fn a_socket_directory_without_write_permission_blocks_the_start(suite: Suite) {
         let host = Host::boot_plain(suite);
         assert!(!faults::p11_socket_directory::inject_unwritable(&host).success());
-        assert!(host.server_log().contains("could not create lock file"), "{}", host.server_log());
+        assert!(host.server_log().contains("lock file \"/var/run/postgresql/.s.PGSQL.5432.lock\": Permission denied"), "{}", host.server_log());
+    }
+
+    fn a_missing_socket_directory_is_made_anew_by_pg_ctlcluster(suite: Suite) {
+        let host = Host::boot_plain(suite);
+        let output = faults::p11_socket_directory::inject_missing(&host);
+        assert!(output.success(), "{output}");
     }
 
     fn a_removed_socket_keeps_clients_out_of_an_active_server(suite: Suite) {
@@ -268,7 +276,7 @@ facts_on_both_suites! {
         assert_eq!(host.file(path).read(), "01234");
         faults::t1_state_file::inject_disk_full(&host);
         assert_eq!(host.file(path).read(), "01234");
-        assert!(host.run(&format!("echo more >> {path}")).stderr.contains("No space left"));
+        assert!(host.run(&format!("head -c 8192 /dev/zero > {path}.new")).stderr.contains("No space left"));
         let host = Host::boot_plain(suite);
         faults::t1_state_file::inject_read_only(&host);
         assert!(host.run("touch /var/lib/pg-recovery/x").stderr.contains("Read-only"));

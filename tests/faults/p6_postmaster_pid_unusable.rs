@@ -1,6 +1,6 @@
 //! P6: after a power cut postmaster.pid is there but of no use: of a dead process, empty, or garbage. The power is cut, the
 //! file is written on the bare disk, and the machine boots again. (After a mere crash of the server no file is left: the
-//! unit's ExecStop removes it.)
+//! unit's ExecStop removes it.) PostgreSQL refuses to start with such a file; Debian's pg_ctlcluster removes it first.
 
 use crate::Host;
 

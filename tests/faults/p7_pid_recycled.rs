@@ -10,10 +10,10 @@ pub fn inject(host: &Host) -> i32 {
     boot_with(host, "/usr/bin/sleep infinity")
 }
 
-/// The process has the word postgres in its command line, as `tail -f` on the server's log has: pg_ctlcluster then takes it
-/// for the running cluster and will not start. Returns the innocent pid.
+/// The process has the word postgres in its command line, as somebody's `tail` has: pg_ctlcluster then takes it for the
+/// running cluster and will not start. Returns the innocent pid.
 pub fn inject_with_postgres_in_its_command_line(host: &Host) -> i32 {
-    boot_with(host, &format!("/usr/bin/tail -f {}", host.main_cluster().log_file()))
+    boot_with(host, "/usr/bin/tail -F /var/log/postgres.log")
 }
 
 fn boot_with(host: &Host, command: &str) -> i32 {

@@ -17,7 +17,7 @@ pub fn inject_empty(host: &Host, path: &str) {
     host.file(path).write("");
 }
 
-/// Puts all state on a file system of its own that has no byte left.
+/// Puts all state on a file system of its own that has no block left.
 pub fn inject_disk_full(host: &Host) {
     move_to_own_file_system(host);
     // dd ends with "No space left on device": that is the point.

@@ -19,7 +19,7 @@ use crate::{Output, Suite};
 const INCLUDE: &str = "systemd,systemd-sysv,dbus,postgresql,libpam-systemd,iproute2,procps,kmod,adduser,e2fsprogs";
 
 /// Raise it when something below changes what a base holds.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// Services that do nothing for a test but take time, or reach for a network that is not there.
 const MASKED: &[&str] = &[
@@ -118,6 +118,10 @@ fn prepare(base: &Path) {
     // Without an identity every boot would be a "first boot", which enables units by preset.
     let identity = short_hash(base.as_os_str().as_encoded_bytes()).repeat(2);
     fs::write(base.join("etc/machine-id"), format!("{}\n", &identity[..32])).expect("the base can be written");
+    // mmdebstrap copies both from the computer it runs on.
+    fs::write(base.join("etc/hostname"), "pghost\n").expect("the base can be written");
+    fs::write(base.join("etc/hosts"), "127.0.0.1 localhost pghost\n::1 localhost\n").expect("the base can be written");
+    let _ = fs::remove_file(base.join("etc/resolv.conf"));
     for unit in MASKED {
         let link = base.join("etc/systemd/system").join(unit);
         let _ = fs::remove_file(&link);

@@ -19,6 +19,10 @@ use crate::poll::poll_until;
 const REAPER: &str = include_str!("reaper.sh");
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+const IN_MEMORY: &str = "/dev/shm";
+const ON_DISK: &str = "/var/tmp";
+const RUN: &str = "pg-recovery-tests";
+
 /// Long enough for a busy computer; a healthy machine needs three seconds.
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -86,7 +90,6 @@ impl Machine {
             .arg(self.dir.join("root"))
             // Two machines of the same name exclude each other.
             .arg(format!("--machine=pg-{}", self.dir.file_name().expect("the folder has a name").display()))
-            .arg("--hostname=pghost")
             .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
             .stdin(Stdio::null())
             .stdout(console.try_clone().expect("a file can be cloned"))
@@ -221,9 +224,23 @@ impl Drop for Machine {
     }
 }
 
-/// The folder with a folder for each machine.
+/// The folder with a folder for each machine: `PG_RECOVERY_TEST_RUN`; otherwise in memory where there is plenty of it, and
+/// else on disk.
+///
+/// On a disk a machine's first crash recovery takes seconds, because it opens each file of the data directory to flush it
+/// and overlay then copies that file from the lower layer: that would be measured as downtime. [`crate::Disk`] is for tests
+/// that are about disks.
 pub(crate) fn run_folder() -> PathBuf {
-    std::env::var_os("PG_RECOVERY_TEST_RUN").map_or_else(|| PathBuf::from("/var/tmp/pg-recovery-tests"), PathBuf::from)
+    if let Some(given) = std::env::var_os("PG_RECOVERY_TEST_RUN") {
+        return PathBuf::from(given);
+    }
+    let free = nix::sys::statvfs::statvfs(IN_MEMORY).map_or(0, |fs| fs.blocks_available() * fs.fragment_size());
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let plenty = free > 4 << 30 && available.unwrap_or(0) > 8 << 20;
+    Path::new(if plenty { IN_MEMORY } else { ON_DISK }).join(RUN)
 }
 
 fn cgroup_of(name: &str) -> PathBuf {

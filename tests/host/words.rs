@@ -203,6 +203,10 @@ impl Host {
             }
             None => {
                 self.sh(&format!("systemctl disable --now '{unit}'"));
+                if unit == "postgresql.service" {
+                    // systemctl does not wait for the instances, which go down with the umbrella.
+                    self.wait_for_state(&self.unit(), "inactive", SOON);
+                }
             }
         }
     }
