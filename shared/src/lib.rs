@@ -11,6 +11,7 @@ pub mod counter;
 pub mod error;
 pub mod evidence;
 pub mod exit;
+pub mod health;
 pub mod lock;
 pub mod log;
 pub mod owner;

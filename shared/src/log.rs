@@ -32,6 +32,11 @@ pub fn init(identifier: &'static str) {
     log::set_max_level(LevelFilter::Info);
 }
 
+/// Messages of this program go to the journal, so what is printed as well would be there twice.
+pub fn is_journal() -> bool {
+    systemd_journal_logger::connected_to_journal()
+}
+
 /// Plain text for a person; the cluster is the only field that a person needs on each line.
 struct Terminal;
 
