@@ -132,6 +132,8 @@ facts_on_both_suites! {
         assert!(host.is_accepting() && host.is_alive(innocent));
         let innocent = faults::p7_pid_recycled::inject_with_postgres_in_its_command_line(&host);
         assert!(!host.is_accepting() && host.is_alive(innocent));
+        assert_eq!(host.postmaster_pid(), innocent);
+        host.journal_of(&host.unit()).says("Cluster is already running");
     }
 
     fn a_server_without_its_postmaster_pid_shuts_itself_down_within_a_minute(suite: Suite) {

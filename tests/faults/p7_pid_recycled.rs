@@ -20,7 +20,7 @@ fn boot_with(host: &Host, command: &str) -> i32 {
     let file = format!("{}/postmaster.pid", host.data_directory());
     let unit = format!(
         "[Unit]\nDescription=A process that got a recycled pid\nBefore={cluster}\n\
-         [Service]\nUser=postgres\nExecStart={command}\nExecStartPost=/bin/sed -i '1s/.*/$MAINPID/' {file}\n\
+         [Service]\nUser=postgres\nExecStart={command}\nExecStartPost=/bin/sed -i '1s/.*/${{MAINPID}}/' {file}\n\
          [Install]\nWantedBy=multi-user.target\n",
         cluster = host.unit(),
     );
