@@ -23,6 +23,7 @@ pub mod process;
 pub mod record;
 pub mod standing;
 pub mod state;
+pub mod terminals;
 pub mod unit;
 pub mod wal;
 

@@ -130,8 +130,8 @@ pub fn save(cluster: &Cluster, kind: &str, why: &str, copies: &[Copy]) -> Result
 
 fn save_in(root: &Path, cluster: &str, kind: &str, why: &str, copies: &[Copy]) -> Result<String> {
     let at = Stamp::now();
-    // Two points in one second are told apart by the process and the time since boot.
-    let millis = (at.boot.fract() * 1000.0) as u32;
+    // Two points in one second are told apart by the thousandths.
+    let millis = (at.wall.fract() * 1000.0) as u32;
     let id = format!("{}.{millis:03}-{}-{kind}", at.compact(), crate::cluster::file_name(cluster));
     let bad = |e: std::io::Error| Error::failed(format!("could not save recovery point {id}: {e}"));
     let temporary = root.join(format!(".{id}"));

@@ -24,7 +24,10 @@ pub struct Verdict {
     pub attempts: u32,
     /// Nothing more is tried until `pg-recover reset`.
     pub manual: bool,
-    pub fault: String,
+    /// pg-recover stopped it and was to start it again.
+    pub stopped_by_us: bool,
+    /// Class of the fault that was handed over last; an alarm is raised once for each.
+    pub handed_over: String,
     pub at: Stamp,
 }
 

@@ -1,1 +1,55 @@
-fn main() {}
+//! recover: finds out what is wrong with a cluster, and repairs it by the gentlest means that works.
+
+mod act;
+mod diagnosis;
+mod facts;
+mod operator;
+mod plan;
+mod recovery;
+mod report;
+mod server_log;
+mod verify;
+
+use std::process::ExitCode;
+
+use shared::args::Args;
+use shared::cluster::Cluster;
+use shared::exit::{self, Code};
+use shared::{Error, Result};
+
+const HELP: &str = "\
+Repairs the PostgreSQL clusters of this host, or says why it will not.
+
+Usage: pg-recover [OPTION]... [--plan]
+       pg-recover pause [DURATION] [REASON]   leave everything alone for a while (1h by default)
+       pg-recover resume                      end the pause
+       pg-recover reset                       try again after \"manual intervention required\"
+       pg-recover history                     what was done so far
+
+Options:
+  --plan               say what would be done, and do nothing
+  --cluster V/NAME     only this cluster; may be given more than once
+  --config FILE        configuration instead of /etc/pg-recovery/config.toml
+  --json               one JSON document
+  --help, --version
+";
+
+fn main() -> ExitCode {
+    shared::log::init("pg-recover");
+    exit::with(run())
+}
+
+fn run() -> Result<Code> {
+    let args = Args::parse(HELP, &["plan"])?;
+    let config = args.load_config()?;
+    let clusters = Cluster::select(&config, &args.clusters)?;
+    match args.words.first().map(String::as_str) {
+        None if args.has("plan") => report::plans(&clusters, &config, args.json),
+        None => recovery::all(clusters, &config, args.json),
+        Some("pause") => operator::pause(&args.words[1..], &args.clusters),
+        Some("resume") => operator::resume(),
+        Some("reset") => operator::reset(&clusters),
+        Some("history") => operator::history(&args.clusters, args.json),
+        Some(word) => Err(Error::usage(format!("unknown command \"{word}\"")).hint("Try --help.")),
+    }
+}

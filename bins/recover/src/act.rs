@@ -1,0 +1,378 @@
+//! The steps, carried out. Each one looks again before it touches anything, and may be repeated.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::unistd::fchown;
+use shared::client::Refusal;
+use shared::cluster::Cluster;
+use shared::config::Config;
+use shared::control::Control;
+use shared::evidence;
+use shared::pidfile::{self, LockFile};
+use shared::process::{self, Pidfd, Process};
+use shared::{Error, Result, command, point, prestart, standing, state, unit};
+
+use crate::facts::{self, Facts, Memory};
+use crate::plan::Step;
+use crate::server_log;
+
+/// Crash recovery that moves is waited for this long; after that it is left to itself.
+const LONG_RECOVERY: Duration = Duration::from_secs(600);
+
+pub struct Actor<'a> {
+    pub cluster: &'a Cluster,
+    pub config: &'a Config,
+    /// The recovery's id; its evidence is kept under this name.
+    pub id: &'a str,
+}
+
+impl Actor<'_> {
+    /// Carries out one step. `Ok` says what was done, `Err` why it could not be.
+    pub fn carry_out(&self, step: &Step, facts: &Facts, memory: &mut Memory) -> Result<String> {
+        match step {
+            Step::Continue => self.resume(facts),
+            Step::StopFast => self.stop(facts, memory, Signal::SIGINT, self.config.recover.fast_stop_timeout),
+            Step::StopImmediate => {
+                self.stop(facts, memory, Signal::SIGQUIT, self.config.recover.immediate_stop_timeout)
+            }
+            Step::KillPostmaster => self.stop(facts, memory, Signal::SIGKILL, Duration::from_secs(5)),
+            Step::EndOrphans => self.end_orphans(),
+            Step::SetLockFileAside => self.set_lock_file_aside(),
+            Step::PutLockFileBack => self.put_lock_file_back(facts),
+            Step::CreateSocketDirectory => self.create_socket_directory(),
+            Step::RestoreMode => self.restore_mode(),
+            Step::RestoreConfiguration { restore, set_aside } => self.restore_configuration(restore, set_aside),
+            Step::Start => self.start(memory),
+        }
+    }
+
+    /// Keeps what may be needed to understand this fault, before anything is changed. A full disk does not stop the
+    /// recovery.
+    pub fn save_evidence(&self) -> std::io::Result<PathBuf> {
+        let folder = evidence::directory(&self.cluster.name()).join(self.id);
+        std::fs::create_dir_all(&folder)?;
+        let (_, lock_file) = self.cluster.lock_file();
+        if !lock_file.is_empty() {
+            state::replace(&folder.join(pidfile::NAME), &lock_file, 0o600)?;
+        }
+        if let Ok(Ok((_, bytes))) = self.cluster.owner.act(|| Control::read(&self.cluster.data_directory)) {
+            state::replace(&folder.join("pg_control"), &bytes, 0o600)?;
+        }
+        state::replace(&folder.join("server.log"), server_log::tail(self.cluster, 0).as_bytes(), 0o600)?;
+        let mut old: Vec<PathBuf> = std::fs::read_dir(evidence::directory(&self.cluster.name()))?
+            .flatten()
+            .map(|e| e.path())
+            .filter(|p| p.is_dir())
+            .collect();
+        old.sort();
+        for folder in &old[..old.len().saturating_sub(10)] {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+        Ok(folder)
+    }
+
+    fn resume(&self, facts: &Facts) -> Result<String> {
+        let stopped: Vec<&Process> = facts.family.all().filter(|p| p.is_stopped()).collect();
+        for process in &stopped {
+            signal(process, Signal::SIGCONT)?;
+        }
+        let deadline = Instant::now() + Duration::from_secs(3);
+        let mut answer = self.connect(Duration::from_millis(500));
+        while answer.is_err() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+            answer = self.connect(Duration::from_millis(500));
+        }
+        let done = format!("SIGCONT to {} processes", stopped.len());
+        match answer {
+            Ok(()) => Ok(format!("{done}; it answers")),
+            Err(refusal) => Err(Error::failed(format!("{done}, but it does not answer: {refusal}"))),
+        }
+    }
+
+    fn stop(&self, facts: &Facts, memory: &mut Memory, how: Signal, patience: Duration) -> Result<String> {
+        let Some(postmaster) = &facts.family.postmaster else {
+            return Err(Error::failed("there is no postmaster to stop"));
+        };
+        let pidfd = Pidfd::open(postmaster).ok_or_else(|| Error::failed("the postmaster is gone"))?;
+        // A run that is killed here must know later that nobody wanted the server to stay stopped.
+        memory.stopped_by_us = true;
+        let mut verdict = standing::verdict(&self.cluster.name());
+        verdict.value.stopped_by_us = true;
+        verdict.save_or_warn();
+        send(&pidfd, postmaster, how)?;
+        // A stopped process takes no signal but SIGKILL and SIGCONT.
+        if postmaster.is_stopped() {
+            let _ = pidfd.send(Signal::SIGCONT);
+        }
+        if !pidfd.wait(patience) {
+            return Err(Error::failed(format!(
+                "{how} to PID {}, still running after {}s",
+                postmaster.pid,
+                patience.as_secs()
+            )));
+        }
+        Ok(format!("{how} to PID {}, which ended", postmaster.pid))
+    }
+
+    fn end_orphans(&self) -> Result<String> {
+        let look = || process::family(&self.cluster.data_directory, &self.cluster.owner);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        // Children notice the death of their postmaster by themselves, unless something keeps them.
+        let mut family = look()?;
+        while !family.children.is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(100));
+            family = look()?;
+        }
+        let found = family.children.len();
+        for (how, patience) in [(Signal::SIGQUIT, 5), (Signal::SIGKILL, 5)] {
+            let family = look()?;
+            if family.postmaster.is_some() {
+                return Err(Error::failed("a postmaster has appeared; its children are not orphans"));
+            }
+            for child in &family.children {
+                send_to(child, how)?;
+                if child.is_stopped() {
+                    send_to(child, Signal::SIGCONT)?;
+                }
+            }
+            let deadline = Instant::now() + Duration::from_secs(patience);
+            while Instant::now() < deadline {
+                if look()?.children.is_empty() {
+                    return Ok(format!("{found} orphans ended, the last by {how} at most"));
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+        Err(Error::failed("orphans are left that even SIGKILL does not end; they wait for the disk"))
+    }
+
+    fn set_lock_file_aside(&self) -> Result<String> {
+        let kept = self.save_evidence();
+        let data = &self.cluster.data_directory;
+        let (judged, bytes) = self.cluster.lock_file();
+        let family = process::family(data, &self.cluster.owner)?;
+        let attached = match &judged {
+            LockFile::Present(file) => file.segment.and_then(process::attached_to_segment).unwrap_or(0),
+            _ => 0,
+        };
+        if !family.is_empty() || !family.unclear.is_empty() || attached > 0 {
+            return Err(Error::failed("somebody owns the lock file after all"));
+        }
+        self.cluster.owner.act(|| {
+            let path = data.join(pidfile::NAME);
+            let aside = data.join(format!("{}.{}", pidfile::NAME, self.id));
+            std::fs::rename(&path, &aside)?;
+            // A server that was started in this moment has written another one: give it back, without overwriting.
+            if state::read(&aside, 8192)? != bytes {
+                std::fs::hard_link(&aside, &path)?;
+                std::fs::remove_file(&aside)?;
+                return Err(Error::failed("the lock file changed while it was moved; it was put back"));
+            }
+            match kept {
+                Ok(folder) => {
+                    std::fs::remove_file(&aside)?;
+                    Ok(format!("kept in {}", folder.display()))
+                }
+                Err(_) => Ok(format!("kept as {}", aside.display())),
+            }
+        })?
+    }
+
+    fn put_lock_file_back(&self, facts: &Facts) -> Result<String> {
+        let Some(postmaster) = &facts.family.postmaster else {
+            return Err(Error::failed("there is no postmaster any more"));
+        };
+        let copy = evidence::directory(&self.cluster.name()).join(pidfile::NAME);
+        let bytes = state::read(&copy, 8192)?;
+        let pidfd = Pidfd::open(postmaster).ok_or_else(|| Error::failed("the postmaster is gone"))?;
+        let data = &self.cluster.data_directory;
+        self.cluster.owner.act(|| {
+            let temporary = data.join(format!("{}.{}", pidfile::NAME, self.id));
+            state::replace(&temporary, &bytes, 0o600)?;
+            // link(2) never overwrites: a lock file that has appeared meanwhile stays.
+            let linked = std::fs::hard_link(&temporary, data.join(pidfile::NAME));
+            std::fs::remove_file(&temporary)?;
+            linked?;
+            state::sync_folder(data)
+        })??;
+        if pidfd.wait(Duration::ZERO) {
+            return Err(Error::failed("the postmaster ended while its lock file was put back"));
+        }
+        Ok(format!("byte for byte the file of PID {}", postmaster.pid))
+    }
+
+    fn create_socket_directory(&self) -> Result<String> {
+        let directory = self.cluster.socket_directory();
+        // /var/run is a link to /run, and tmpfiles.d(5) speaks of /run.
+        let directory =
+            directory.strip_prefix("/var/run").map_or(directory.clone(), |rest| Path::new("/run").join(rest));
+        let mut call = Command::new("systemd-tmpfiles");
+        call.arg("--create").arg(format!("--prefix={}", directory.display()));
+        let out = command::run(&mut call, Duration::from_secs(30))
+            .map_err(|e| Error::failed(format!("could not run systemd-tmpfiles: {e}")))?;
+        if !out.status.success() {
+            return Err(Error::failed(format!("systemd-tmpfiles failed: {}", out.stderr.trim())));
+        }
+        Ok(format!("{} is as tmpfiles.d describes it", directory.display()))
+    }
+
+    fn restore_mode(&self) -> Result<String> {
+        let recorded = facts::recorded(self.cluster);
+        let owner = &self.cluster.owner;
+        let mode = recorded.as_ref().map(|e| e.mode).filter(|m| [0o700, 0o750].contains(m)).unwrap_or(0o700);
+        let gid = recorded.as_ref().filter(|e| e.uid == owner.uid.as_raw()).map_or(owner.gid.as_raw(), |e| e.gid);
+        let path = &self.cluster.data_directory;
+        // No link anywhere on the way: the folder above may be postgres's own.
+        let how = OpenHow::new()
+            .flags(OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let bad =
+            |what: &str, e: nix::Error| Error::failed(format!("could not {what} {}: {}", path.display(), e.desc()));
+        let folder = openat2(nix::fcntl::AT_FDCWD, path, how).map_err(|e| bad("open", e))?;
+        // Root changes the owner of nothing but the data directory that was recorded.
+        let inside =
+            |name: &str| PathBuf::from(format!("/proc/self/fd/{}/{name}", std::os::fd::AsRawFd::as_raw_fd(&folder)));
+        let version = state::read(&inside("PG_VERSION"), 64).map(|b| String::from_utf8_lossy(&b).trim().to_string());
+        if version.as_deref().ok() != Some(self.cluster.version.as_str()) {
+            return Err(Error::failed(format!(
+                "{} is not a data directory of PostgreSQL {}",
+                path.display(),
+                self.cluster.version
+            )));
+        }
+        let control =
+            state::read(&inside("global/pg_control"), 8192).ok().and_then(|bytes| Control::parse(&bytes).ok());
+        if let (Some(recorded), Some(control)) = (&recorded, control)
+            && recorded.system_identifier != control.system_identifier
+        {
+            return Err(Error::failed(format!("{} is another cluster's data directory", path.display())));
+        }
+        let before = fstat(folder.as_fd()).map_err(|e| bad("look at", e))?;
+        fchown(folder.as_fd(), Some(owner.uid), Some(nix::unistd::Gid::from_raw(gid)))
+            .map_err(|e| bad("change the owner of", e))?;
+        fchmod(folder.as_fd(), Mode::from_bits_truncate(mode)).map_err(|e| bad("change the mode of", e))?;
+        Ok(format!(
+            "{}: was {:04o} of {}:{}, is {mode:04o} of {}:{gid}",
+            path.display(),
+            before.st_mode & 0o7777,
+            before.st_uid,
+            before.st_gid,
+            owner.uid
+        ))
+    }
+
+    fn restore_configuration(&self, restore: &[PathBuf], set_aside: &[PathBuf]) -> Result<String> {
+        let cluster = self.cluster;
+        let good = point::newest(&cluster.name(), "good")
+            .ok_or_else(|| Error::failed("the last good configuration is gone"))?;
+        let existing: Vec<PathBuf> = restore.iter().chain(set_aside).filter(|f| f.exists()).cloned().collect();
+        let now = point::read(cluster, &existing)?;
+        point::save(cluster, "before", &format!("recovery {} puts the last good configuration back", self.id), &now)?;
+        let mut told = Vec::new();
+        for path in restore {
+            let Some(copy) = good.iter().find(|c| c.path == *path) else { continue };
+            let current = now.iter().find(|c| c.path == *path);
+            let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+            let beside = beside(&real, self.id);
+            let written = cluster.owner.act(|| {
+                if let Some(current) = current {
+                    state::replace(&beside, &current.bytes, current.mode)?;
+                }
+                state::replace(&real, &copy.bytes, copy.mode)
+            })?;
+            written.map_err(|e| {
+                Error::failed(format!("could not put back {}: {e}", path.display())).hint(format!(
+                    "The last good copies are in /var/lib/pg-recovery/points; cluster {} needs this file.",
+                    cluster.name()
+                ))
+            })?;
+            let old = current.map_or(&[][..], |c| &c.bytes);
+            log::warn!(PG_CLUSTER = cluster.name(); "put back {}, the one that was there is {}; the difference:\n{}", path.display(), beside.display(), point::difference(old, &copy.bytes));
+            told.push(path.display().to_string());
+        }
+        for path in set_aside {
+            let beside = beside(path, self.id);
+            cluster.owner.act(|| std::fs::rename(path, &beside))??;
+            log::warn!(PG_CLUSTER = cluster.name(); "set aside {}, which was not there when the server last ran: now {}", path.display(), beside.display());
+            told.push(path.display().to_string());
+        }
+        Ok(told.join(", "))
+    }
+
+    fn start(&self, memory: &mut Memory) -> Result<String> {
+        let cluster = self.cluster;
+        let obstacles = prestart::obstacles(cluster, facts::recorded(cluster).as_ref())?;
+        if let Some(obstacle) = obstacles.first() {
+            return Err(Error::failed(format!("not started: {}", obstacle.message)));
+        }
+        // After a death systemd is busy for a moment; a start in that moment is lost or fails.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut before = unit::show_one(&cluster.unit)?;
+        while (before.active == "deactivating" || before.active == "active" || before.job) && Instant::now() < deadline
+        {
+            std::thread::sleep(Duration::from_millis(20));
+            before = unit::show_one(&cluster.unit)?;
+        }
+        if before.result == "start-limit-hit" {
+            unit::reset_failed(&cluster.unit)?;
+        }
+        memory.log_mark = Some(server_log::length(cluster));
+        unit::start(&cluster.unit)?;
+        let began = Instant::now();
+        loop {
+            let Err(last) = self.connect(Duration::from_secs(2)) else {
+                return Ok(format!("it answers after {}ms", began.elapsed().as_millis()));
+            };
+            // Each question to systemd costs more than a connection that nobody takes.
+            if began.elapsed() > Duration::from_millis(300) {
+                let now = unit::show_one(&cluster.unit)?;
+                if now.active == "failed" || (now.active == "inactive" && !now.job) {
+                    return Err(Error::failed(format!("systemd says that the start failed ({})", now.result)));
+                }
+                let family = process::family(&cluster.data_directory, &cluster.owner)?;
+                let moves =
+                    matches!(last, Refusal::Starting(_)) && facts::startup_moves(&family, Duration::from_secs(3));
+                let limit = if moves { LONG_RECOVERY } else { self.config.recover.start_timeout };
+                if began.elapsed() > limit {
+                    let what = if moves { "crash recovery still moves, leaving it alone" } else { "no answer" };
+                    return Err(Error::failed(format!("{what} after {}s: {last}", began.elapsed().as_secs())));
+                }
+            }
+            std::thread::sleep(Duration::from_millis(30));
+        }
+    }
+
+    fn connect(&self, patience: Duration) -> Result<(), Refusal> {
+        facts::connect(self.cluster, self.config, &self.cluster.lock_file().0, patience)
+    }
+}
+
+/// `postgresql.conf` -> `postgresql.conf.broken-ID`; include_dir reads only names that end in `.conf`.
+fn beside(path: &Path, id: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".broken-{id}"));
+    name.into()
+}
+
+fn signal(process: &Process, how: Signal) -> Result<()> {
+    let pidfd = Pidfd::open(process).ok_or_else(|| Error::failed(format!("PID {} is gone", process.pid)))?;
+    send(&pidfd, process, how)
+}
+
+/// As `signal`; a process that has ended by itself meanwhile is fine.
+fn send_to(process: &Process, how: Signal) -> Result<()> {
+    match Pidfd::open(process).map(|pidfd| pidfd.send(how)) {
+        None | Some(Ok(()) | Err(nix::Error::ESRCH)) => Ok(()),
+        Some(Err(e)) => Err(Error::failed(format!("could not send {how} to PID {}: {}", process.pid, e.desc()))),
+    }
+}
+
+fn send(pidfd: &Pidfd, process: &Process, how: Signal) -> Result<()> {
+    pidfd.send(how).map_err(|e| Error::failed(format!("could not send {how} to PID {}: {}", process.pid, e.desc())))
+}

@@ -1,0 +1,285 @@
+//! Facts -> diagnosis. Pure: the same facts always give the same answer, and the answer says what it rests on.
+
+use serde::Serialize;
+use shared::client::Refusal;
+use shared::config::{Config, OnCleanStop};
+use shared::control::DbState;
+use shared::pidfile::LockFile;
+use shared::process::Identity;
+use shared::standing::Standing;
+
+use crate::facts::Facts;
+
+/// What is wrong, by the classes of the fault table in the README. What is not among them is `Unknown`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fault {
+    /// It runs and answers.
+    Well,
+    /// Somebody decided that nothing may be done now.
+    LeftAlone(String),
+    /// Starting, stopping or replaying WAL, and moving.
+    Moving,
+    /// O1: stopped in its own time; the slow layer may have it started again.
+    StoppedOnPurpose,
+    /// O1 after the slow layer has waited: stopped cleanly, meant to run, nothing in the way.
+    Down,
+    /// P1: the postmaster died and left nothing in the way.
+    Killed,
+    /// P2: SIGSTOP, or nothing happens any more.
+    Stopped,
+    Hung,
+    /// P6: the lock file is empty or garbage, and nobody owns it.
+    BadLockFile,
+    /// P7: the lock file names a process that is none of ours.
+    RecycledPid,
+    /// P8: the lock file is gone under a running postmaster.
+    LockFileGone,
+    /// P9: children outlive their postmaster.
+    Orphans,
+    /// P11
+    SocketDirectory,
+    /// S7: owner or mode of the data directory.
+    Mode,
+    /// C1, C2, C3: the configuration does not let it start.
+    Configuration(&'static str),
+    /// Recognised, and nothing that this program repairs.
+    NotOurs(&'static str),
+    Unknown,
+}
+
+impl Fault {
+    pub fn class(&self) -> &'static str {
+        match self {
+            Fault::Well => "none",
+            Fault::LeftAlone(_) | Fault::StoppedOnPurpose | Fault::Down => "O1",
+            Fault::Moving => "H2",
+            Fault::Killed => "P1",
+            Fault::Stopped | Fault::Hung => "P2",
+            Fault::BadLockFile => "P6",
+            Fault::RecycledPid => "P7",
+            Fault::LockFileGone => "P8",
+            Fault::Orphans => "P9",
+            Fault::SocketDirectory => "P11",
+            Fault::Mode => "S7",
+            Fault::Configuration(class) | Fault::NotOurs(class) => class,
+            Fault::Unknown => "unknown",
+        }
+    }
+
+    /// For people; reads on from "cluster 16/main: ".
+    pub fn describe(&self) -> String {
+        let text = match self {
+            Fault::Well => "it runs and answers",
+            Fault::LeftAlone(why) => return format!("it {why}, leaving it alone"),
+            Fault::Moving => "it is starting, stopping, replaying WAL or busy, and moves; leaving it alone",
+            Fault::StoppedOnPurpose => "it was stopped on purpose, leaving it alone",
+            Fault::Down => "it was stopped cleanly although it is meant to run",
+            Fault::Killed => "the postmaster is dead",
+            Fault::Stopped => "the postmaster was stopped by a signal",
+            Fault::Hung => "the postmaster hangs",
+            Fault::BadLockFile => "postmaster.pid is damaged and nobody's",
+            Fault::RecycledPid => "postmaster.pid names a process of somebody else",
+            Fault::LockFileGone => "postmaster.pid is gone under the running server",
+            Fault::Orphans => "processes of the dead postmaster live on",
+            Fault::SocketDirectory => "the socket directory cannot be used",
+            Fault::Mode => "the data directory has the wrong owner or mode",
+            Fault::Configuration(_) => "the configuration does not let it start",
+            Fault::NotOurs("L1") => "all connection slots are in use",
+            Fault::NotOurs("S2") => "there is no room for WAL",
+            Fault::NotOurs("S6") => "the data directory is missing or another one; its volume may not be mounted",
+            Fault::NotOurs("S9") => "pg_control is missing or damaged",
+            Fault::NotOurs("S11") => "WAL that was flushed is missing; a start would lose commits",
+            Fault::NotOurs("P10") => "its port is taken",
+            Fault::NotOurs("P12") => "its socket file is gone while it runs",
+            Fault::NotOurs("S5") => "it waits for the disk, or its recovery does not move",
+            Fault::NotOurs(_) => "this is a fault that wants a person",
+            Fault::Unknown => "nothing that this program knows explains what it sees",
+        };
+        format!("{text} ({})", self.class())
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Diagnosis {
+    #[serde(serialize_with = "class")]
+    pub fault: Fault,
+    pub evidence: Vec<String>,
+}
+
+fn class<S: serde::Serializer>(fault: &Fault, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(fault.class())
+}
+
+pub fn diagnose(facts: &Facts, config: &Config, cluster: &str) -> Diagnosis {
+    let mut evidence = Vec::new();
+    if let Standing::Left(why) = &facts.standing {
+        return Diagnosis { fault: Fault::LeftAlone(why.clone()), evidence: vec![why.clone()] };
+    }
+    let fault = if facts.family.postmaster.is_some() {
+        running(facts, &mut evidence)
+    } else {
+        down(facts, config, cluster, &mut evidence)
+    };
+    Diagnosis { fault, evidence }
+}
+
+/// A postmaster runs.
+fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
+    let Some(postmaster) = &facts.family.postmaster else { return Fault::Unknown };
+    evidence.push(format!("postmaster PID {} runs, state {}", postmaster.pid, postmaster.state));
+    match &facts.connection {
+        Ok(()) => evidence.push("a fresh connection is answered".into()),
+        Err(refusal) => evidence.push(format!("a fresh connection is not: {refusal}")),
+    }
+    if facts.traced {
+        evidence.push("a debugger is attached".into());
+        return Fault::LeftAlone("is being debugged".into());
+    }
+    // Within a minute the server itself would notice, and shut down.
+    if facts.lock_file == LockFile::Missing {
+        evidence.push("postmaster.pid is missing".into());
+        return Fault::LockFileGone;
+    }
+    let silent = facts.connection.as_ref().is_err_and(Refusal::is_silence);
+    match &facts.connection {
+        _ if postmaster.is_stopped() && silent => Fault::Stopped,
+        Ok(()) => Fault::Well,
+        Err(Refusal::Starting(_)) if facts.moves => {
+            evidence.push("its startup process moves".into());
+            Fault::Moving
+        }
+        Err(Refusal::Starting(_)) => {
+            evidence.push("its startup process did not move for 3s".into());
+            Fault::NotOurs("S5")
+        }
+        Err(Refusal::OutOfSlots(_)) => Fault::NotOurs("L1"),
+        Err(refusal) if refusal.is_answer() => Fault::Unknown,
+        Err(_) if silent && postmaster.state == 'D' => {
+            evidence.push("it waits for the disk".into());
+            Fault::NotOurs("S5")
+        }
+        Err(_) if silent && facts.moves => {
+            evidence.push("it took each connection in, so it is busy, not hung".into());
+            Fault::Moving
+        }
+        Err(_) if silent => {
+            evidence.push("three connections did not wake it".into());
+            Fault::Hung
+        }
+        Err(Refusal::NoSocket | Refusal::Refused) if is_starting(facts) => Fault::Moving,
+        Err(Refusal::NoSocket) => Fault::NotOurs("P12"),
+        Err(_) => Fault::Unknown,
+    }
+}
+
+/// Line 8 of the lock file; a postmaster listens only a moment after it wrote the file.
+fn is_starting(facts: &Facts) -> bool {
+    matches!(&facts.lock_file, LockFile::Present(file) if file.status.is_empty() || file.status == "starting")
+}
+
+/// No postmaster runs.
+fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String>) -> Fault {
+    evidence.push("no postmaster runs".into());
+    match &facts.control {
+        Ok(control) => evidence.push(format!("pg_control says \"{}\"", control.state)),
+        Err(why) => evidence.push(why.to_string()),
+    }
+    let unit = &facts.unit;
+    evidence.push(format!(
+        "the unit is {} ({}, exit kind {} status {})",
+        unit.active, unit.result, unit.exit_kind, unit.exit_status
+    ));
+    if unit.active == "deactivating" || unit.active == "activating" || unit.job {
+        evidence.push("systemd is at work on it".into());
+        return Fault::Moving;
+    }
+    let mut obstacles = facts.obstacles.iter();
+    if facts.obstacles.iter().any(|o| o.fault != "P9") {
+        evidence.extend(facts.obstacles.iter().map(|o| o.message.clone()));
+        let worst = obstacles.find(|o| o.fault != "P9").map_or("unknown", |o| o.fault);
+        return if worst == "S7" { Fault::Mode } else { Fault::NotOurs(worst) };
+    }
+    if !facts.obstacles.is_empty() {
+        evidence.extend(facts.obstacles.iter().map(|o| o.message.clone()));
+        // What cannot be told apart from our own processes must not be ended, nor started over.
+        let clear = facts.family.unclear.is_empty() && !facts.family.children.is_empty();
+        return if clear { Fault::Orphans } else { Fault::NotOurs("P9") };
+    }
+    // From here on nothing of the old server is left, and its data is as it should be.
+    let clean = facts.control.as_ref().is_ok_and(|c| c.state.is_clean());
+    if clean && !facts.stopped_by_us {
+        if let Some(why) = failed_start(facts) {
+            evidence.push(why);
+        } else if !facts.asked_by_checks || config.on_clean_stop_of(cluster) == OnCleanStop::Leave {
+            return Fault::StoppedOnPurpose;
+        } else {
+            evidence.push("it was stopped cleanly, is meant to run, and the checks have waited long enough".into());
+        }
+    }
+    if !clean && is_immediate_stop(facts) && !facts.asked_by_checks && !facts.stopped_by_us {
+        evidence.push("it was told to stop at once".into());
+        return Fault::StoppedOnPurpose;
+    }
+    if let Some(error) = &facts.configuration.error {
+        evidence.push(format!("postgres -C: {error}"));
+        return Fault::Configuration("C1");
+    }
+    match &facts.lock_file {
+        LockFile::Empty | LockFile::Garbage => {
+            evidence.push("postmaster.pid holds no process number".into());
+            return Fault::BadLockFile;
+        }
+        LockFile::Unreadable(why) => {
+            evidence.push(format!("postmaster.pid cannot be read: {why}"));
+            return Fault::NotOurs("P6");
+        }
+        LockFile::Missing | LockFile::Present(_) => {}
+    }
+    match &facts.lock_owner {
+        Some(Identity::Foreign(who)) => {
+            evidence.push(format!("postmaster.pid names {who}, which is not PostgreSQL of this cluster"));
+            return Fault::RecycledPid;
+        }
+        Some(Identity::Zombie) => {
+            evidence.push("the dead postmaster has not been reaped yet".into());
+            return Fault::Moving;
+        }
+        Some(Identity::Unclear | Identity::Ours) => {
+            evidence.push("it cannot be told what the process in postmaster.pid is".into());
+            return Fault::NotOurs("P7");
+        }
+        Some(Identity::Dead) | None => {}
+    }
+    if let Err(why) = &facts.socket_directory {
+        evidence.push(why.clone());
+        return Fault::SocketDirectory;
+    }
+    if let Some((message, class)) = &facts.failure {
+        evidence.push(format!("the server's last word was: {message}"));
+        match class {
+            Some(class @ ("C1" | "C2" | "C3")) if differs(facts) => return Fault::Configuration(class),
+            Some(class @ ("C1" | "C2" | "C3" | "C4" | "C5" | "P10" | "S9" | "S10" | "S18" | "H4")) => {
+                return Fault::NotOurs(class);
+            }
+            _ => {}
+        }
+    }
+    if clean && !facts.stopped_by_us { Fault::Down } else { Fault::Killed }
+}
+
+fn differs(facts: &Facts) -> bool {
+    !facts.configuration.changed.is_empty() || !facts.configuration.added.is_empty()
+}
+
+/// Stopped cleanly, and then somebody tried to start it: that is no wish to have it stopped.
+fn failed_start(facts: &Facts) -> Option<String> {
+    let tried = facts.unit.active == "failed" && facts.unit.result == "protocol";
+    tried.then(|| "it was stopped cleanly, and then could not be started".to_string())
+}
+
+/// Exit status 0 while pg_control says that it was running: SIGQUIT or `pg_ctl stop -m immediate`, unless the server
+/// says that it did so because its lock file was gone.
+fn is_immediate_stop(facts: &Facts) -> bool {
+    let was_running = facts.control.as_ref().is_ok_and(|c| c.state == DbState::InProduction);
+    was_running && facts.unit.exit_kind == 1 && facts.unit.exit_status == 0 && !facts.lock_file_was_lost
+}

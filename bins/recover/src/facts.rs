@@ -1,0 +1,320 @@
+//! What is known about one cluster at one moment. Looking changes nothing.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::fcntl::AtFlags;
+use nix::unistd::{AccessFlags, faccessat};
+use shared::client::{self, Address, Refusal, Session, Target};
+use shared::cluster::Cluster;
+use shared::config::Config;
+use shared::control::{Control, ControlError};
+use shared::evidence::{self, Evidence};
+use shared::pidfile::LockFile;
+use shared::point::{self, Copy};
+use shared::prestart::{self, Obstacle};
+use shared::process::{self, Family, Identity};
+use shared::standing::{self, Standing};
+use shared::unit::UnitState;
+use shared::{Result, command, health};
+
+use crate::server_log;
+
+/// Settings that are not put back to what they were: where the data is, and what makes a commit durable. A person who
+/// changed one of them had a reason, and the old value might lose commits.
+const NOT_OURS: &[&str] = &[
+    "data_directory",
+    "fsync",
+    "full_page_writes",
+    "synchronous_commit",
+    "synchronous_standby_names",
+    "wal_level",
+    "archive_mode",
+    "archive_command",
+    "archive_library",
+    "primary_conninfo",
+    "primary_slot_name",
+    "restore_command",
+    "recovery_target",
+    "recovery_target_time",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_xid",
+    "recovery_target_timeline",
+    "data_checksums",
+    "zero_damaged_pages",
+    "ignore_checksum_failure",
+];
+
+#[derive(Debug)]
+pub struct Facts {
+    pub standing: Standing,
+    pub unit: UnitState,
+    pub family: Family,
+    pub lock_file: LockFile,
+    /// What line 1 of the lock file leads to.
+    pub lock_owner: Option<Identity>,
+    /// The saved copy of the lock file belongs to the postmaster that runs now.
+    pub saved_lock_file: bool,
+    pub control: Result<Control, ControlError>,
+    pub connection: Result<(), Refusal>,
+    /// Does the process that has to move (startup process, postmaster) move? Only looked at when nobody is let in.
+    pub moves: bool,
+    pub traced: bool,
+    /// Why a start is not safe; only looked at when no postmaster runs.
+    pub obstacles: Vec<Obstacle>,
+    pub socket_directory: Result<(), String>,
+    pub configuration: Configuration,
+    /// The server's last FATAL since it was last seen well, or since our own last start, and its class.
+    pub failure: Option<(String, Option<&'static str>)>,
+    /// pg-health-check has seen it down often enough to have it started although it was stopped cleanly.
+    pub asked_by_checks: bool,
+    /// The log says that it shut itself down because postmaster.pid was gone (P8).
+    pub lock_file_was_lost: bool,
+    /// This or an interrupted run of this program stopped it.
+    pub stopped_by_us: bool,
+}
+
+/// The configuration as the server would read it at its next start, against the last one it was seen to run with.
+#[derive(Debug, Default)]
+pub struct Configuration {
+    /// What `postgres -C` says against it.
+    pub error: Option<String>,
+    /// Files that differ from the last good ones or are missing, and new ones that were not there.
+    pub changed: Vec<PathBuf>,
+    pub added: Vec<PathBuf>,
+    /// Settings among the differences that this program does not put back.
+    pub not_ours: Vec<String>,
+    pub has_good: bool,
+}
+
+/// What a run of this program knows beyond the cluster itself.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Length of the server log before our last start.
+    pub log_mark: Option<u64>,
+    pub stopped_by_us: bool,
+}
+
+pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts> {
+    let (unit, umbrella) = standing::units(cluster)?;
+    let standing = standing::of(cluster, config, &unit, umbrella.as_ref());
+    let evidence = evidence::load(&cluster.name());
+    let (lock_file, _) = cluster.lock_file();
+    let family = process::family(&cluster.data_directory, &cluster.owner)?;
+    let lock_owner = match &lock_file {
+        LockFile::Present(file) => Some(process::identify(file.pid, &cluster.data_directory, &cluster.owner)?),
+        _ => None,
+    };
+    let control = cluster.owner.act(|| Control::read(&cluster.data_directory))?.map(|(control, _)| control);
+    let stopped = family.postmaster.as_ref().is_some_and(|p| p.is_stopped());
+    // A stopped process answers nobody; half a second is enough to be sure of it.
+    let patience = if stopped { Duration::from_millis(500) } else { Duration::from_secs(2) };
+    let switches = |family: &Family| family.postmaster.as_ref().and_then(|p| p.switches());
+    let before = switches(&family);
+    let mut connection = connect(cluster, config, &lock_file, patience);
+    let moves = match &connection {
+        Err(Refusal::Starting(_)) => startup_moves(&family, Duration::from_secs(3)),
+        Err(refusal) if refusal.is_silence() && !stopped => {
+            // A connection wakes a living postmaster, however busy the host is; three of them, over ten seconds.
+            for _ in 0..2 {
+                if connection.as_ref().is_err_and(Refusal::is_silence) {
+                    std::thread::sleep(Duration::from_secs(1));
+                    connection = connect(cluster, config, &lock_file, 2 * patience);
+                }
+            }
+            switches(&family) != before
+        }
+        _ => false,
+    };
+    let traced = family.all().any(|p| p.is_traced());
+    let down = family.postmaster.is_none();
+    let obstacles = if down { prestart::obstacles(cluster, evidence.as_ref())? } else { Vec::new() };
+    let configuration = if down { configuration(cluster)? } else { Configuration::default() };
+    let since = memory.log_mark.or(evidence.as_ref().map(|e| e.log_size)).unwrap_or(0);
+    let log = if down { server_log::tail(cluster, since) } else { String::new() };
+    Ok(Facts {
+        saved_lock_file: saved_lock_file(cluster, &family),
+        traced,
+        asked_by_checks: health::state(&cluster.name()).value.failures >= config.health.max_failures,
+        socket_directory: socket_directory(cluster),
+        stopped_by_us: memory.stopped_by_us,
+        lock_file_was_lost: log.contains("data directory lock file is invalid"),
+        failure: server_log::last_failure(&log),
+        standing,
+        unit,
+        family,
+        lock_file,
+        lock_owner,
+        control,
+        connection,
+        moves,
+        obstacles,
+        configuration,
+    })
+}
+
+/// The target that our own sessions use: the cluster's socket, its owner's role.
+pub fn target(cluster: &Cluster, config: &Config, lock_file: &LockFile) -> Target {
+    let running = if let LockFile::Present(file) = lock_file { Some(file) } else { None };
+    let (directory, port) = cluster.socket(running);
+    Target {
+        address: Address::Socket(directory, port),
+        owner: cluster.owner.clone(),
+        role: cluster.owner.name.clone(),
+        database: config.health.database.clone(),
+        password: None,
+        application_name: "pg-recover",
+    }
+}
+
+/// Is a fresh connection let in and answered?
+pub fn connect(cluster: &Cluster, config: &Config, lock_file: &LockFile, patience: Duration) -> Result<(), Refusal> {
+    let target = target(cluster, config, lock_file);
+    let runtime = client::runtime().map_err(|e| Refusal::Broken(e.to_string()))?;
+    runtime.block_on(async {
+        let session = Session::connect(&target, patience).await?;
+        session.query("SELECT 1", patience).await.map(drop)
+    })
+}
+
+/// Crash recovery moves when the startup process uses CPU time or shows another WAL segment in its title.
+pub fn startup_moves(family: &Family, patience: Duration) -> bool {
+    let Some(startup) = family.children.iter().find(|p| p.title().contains(": startup")) else {
+        // The postmaster has not started it yet, or it has just ended: that is movement too.
+        return family.postmaster.is_some();
+    };
+    let mark = |process: &process::Process| (process.cpu, process.title());
+    let before = mark(startup);
+    let deadline = std::time::Instant::now() + patience;
+    while std::time::Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(100));
+        match startup.again() {
+            Some(now) if mark(&now) == before => {}
+            _ => return true,
+        }
+    }
+    false
+}
+
+/// The copy that pg-watchdog saved names the postmaster that runs.
+fn saved_lock_file(cluster: &Cluster, family: &Family) -> bool {
+    let copy = shared::state::read(&evidence::directory(&cluster.name()).join(shared::pidfile::NAME), 8192);
+    let (Ok(bytes), Some(postmaster)) = (copy, &family.postmaster) else { return false };
+    matches!(LockFile::parse(&bytes), LockFile::Present(file)
+        if file.pid == postmaster.pid && file.data_directory.canonicalize().is_ok_and(|d| d == cluster.data_directory))
+}
+
+fn socket_directory(cluster: &Cluster) -> Result<(), String> {
+    let directory = cluster.socket_directory();
+    let access = cluster.owner.act(|| {
+        faccessat(nix::fcntl::AT_FDCWD, &directory, AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)
+    });
+    match access {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(e)) => Err(format!(
+            "the socket directory {} cannot be written by {}: {}",
+            directory.display(),
+            cluster.owner.name,
+            e.desc()
+        )),
+        Err(e) => Err(e.message),
+    }
+}
+
+fn configuration(cluster: &Cluster) -> Result<Configuration> {
+    let mut found = Configuration { error: check(cluster), ..Configuration::default() };
+    let Some(good) = point::newest(&cluster.name(), "good") else { return Ok(found) };
+    found.has_good = true;
+    let files = point::files(cluster);
+    // One file that cannot be read must not hide the others.
+    let now: Vec<Copy> =
+        files.iter().filter_map(|f| point::read(cluster, std::slice::from_ref(f)).ok()).flatten().collect();
+    compare(&good, &now, &mut found);
+    Ok(found)
+}
+
+fn compare(good: &[Copy], now: &[Copy], found: &mut Configuration) {
+    let of = |copies: &[Copy], path: &Path| copies.iter().find(|c| c.path == *path).map(|c| c.bytes.clone());
+    for copy in good {
+        let current = of(now, &copy.path);
+        if current.as_ref() != Some(&copy.bytes) {
+            // Missing, empty or full of NUL bytes (a crash of the file system leaves those): nobody wrote that on purpose.
+            if let Some(text) = current.filter(|text| !text.is_empty() && !text.contains(&0)) {
+                found.not_ours.extend(not_ours(&copy.bytes, &text));
+            }
+            found.changed.push(copy.path.clone());
+        }
+    }
+    for copy in now.iter().filter(|c| of(good, &c.path).is_none()) {
+        found.not_ours.extend(not_ours(&[], &copy.bytes));
+        found.added.push(copy.path.clone());
+    }
+    found.not_ours.sort();
+    found.not_ours.dedup();
+}
+
+/// Settings of the list that have another value in one text than in the other.
+fn not_ours(old: &[u8], new: &[u8]) -> Vec<String> {
+    let value = |text: &[u8], name: &str| {
+        let text = String::from_utf8_lossy(text);
+        text.lines().filter_map(shared::cluster::parse_line).filter(|(n, _)| n == name).map(|(_, v)| v).next_back()
+    };
+    NOT_OURS.iter().filter(|name| value(old, name) != value(new, name)).map(|name| name.to_string()).collect()
+}
+
+/// Asks the server's own program what it makes of the configuration; it starts nothing and reads no data.
+fn check(cluster: &Cluster) -> Option<String> {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new(cluster.bin_directory.join("postgres"));
+    command
+        .arg("-D")
+        .arg(&cluster.data_directory)
+        .args(["-C", "data_directory"])
+        .arg("-c")
+        .arg(format!("config_file={}", cluster.config_directory.join("postgresql.conf").display()))
+        .env_clear()
+        .env("LC_ALL", "C")
+        .current_dir("/");
+    if nix::unistd::Uid::effective().is_root() {
+        command.uid(cluster.owner.uid.as_raw()).gid(cluster.owner.gid.as_raw());
+    }
+    match command::run(&mut command, Duration::from_secs(10)) {
+        Ok(out) if out.status.success() => None,
+        Ok(out) => Some(out.stderr.trim().to_string()),
+        Err(e) => Some(format!("could not run postgres -C: {e}")),
+    }
+}
+
+/// The evidence that pg-watchdog recorded while the cluster was well.
+pub fn recorded(cluster: &Cluster) -> Option<Evidence> {
+    evidence::load(&cluster.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn copy(path: &str, text: &str) -> Copy {
+        Copy { path: path.into(), mode: 0o644, bytes: text.into() }
+    }
+
+    #[test]
+    fn a_changed_a_missing_and_a_new_file_are_told_apart() {
+        let good = [copy("/a", "x = 1\n"), copy("/b", "y = 1\n"), copy("/same", "")];
+        let now = [copy("/a", "x = 2\n"), copy("/same", ""), copy("/new", "z = 1\n")];
+        let mut found = Configuration::default();
+        compare(&good, &now, &mut found);
+        assert_eq!(found.changed, [PathBuf::from("/a"), "/b".into()]);
+        assert_eq!(found.added, [PathBuf::from("/new")]);
+        assert!(found.not_ours.is_empty());
+    }
+
+    #[test]
+    fn settings_that_make_commits_durable_are_noticed() {
+        let mut found = Configuration::default();
+        compare(&[copy("/a", "fsync = on\nport = 1")], &[copy("/a", "port = 2\nsynchronous_commit = off")], &mut found);
+        assert_eq!(found.not_ours, ["fsync", "synchronous_commit"]);
+    }
+}

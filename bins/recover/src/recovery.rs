@@ -1,0 +1,253 @@
+//! One recovery of each cluster: look, decide, act, look again, prove, record.
+
+use std::time::Instant;
+
+use shared::clock::Stamp;
+use shared::cluster::Cluster;
+use shared::config::{Config, Mode};
+use shared::exit::{self, Code};
+use shared::lock::Lock;
+use shared::log::{FAULT, LEFT_ALONE, MANUAL, OUTCOME, STEP};
+use shared::record::{self, Record, StepRecord};
+use shared::standing::{self, Verdict};
+use shared::state::State;
+use shared::{Error, Result, health, terminals};
+
+use crate::act::Actor;
+use crate::diagnosis::{Diagnosis, Fault, diagnose};
+use crate::facts::{self, Facts, Memory};
+use crate::operator;
+use crate::plan::{Step, plan};
+use crate::report;
+use crate::verify::verify;
+
+/// No ladder is longer; a run that comes here goes round in circles.
+const MOST_STEPS: usize = 12;
+/// How long the program that holds the cluster's lock is waited for.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Recovers all of `clusters` side by side, each under its own lock. The worst exit code counts.
+pub fn all(clusters: Vec<Cluster>, config: &Config, json: bool) -> Result<Code> {
+    operator::need_root()?;
+    if clusters.is_empty() {
+        log::info!("no PostgreSQL cluster on this host");
+    }
+    let outcomes: Vec<Result<Code>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = clusters.iter().map(|cluster| scope.spawn(move || one(cluster, config))).collect();
+        threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or_else(|_| Err(Error::failed("a recovery ended in a bug"))))
+            .collect()
+    });
+    if json {
+        report::plans(&clusters, config, true)?;
+    }
+    let codes = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|error| exit::report(&error)));
+    Ok(codes.max_by_key(|code| *code as u8).unwrap_or(Code::Ok))
+}
+
+fn one(cluster: &Cluster, config: &Config) -> Result<Code> {
+    let name = cluster.name();
+    let Some(_held) = Lock::take(&name, PATIENCE)? else {
+        log::info!(PG_CLUSTER = name; "another program is at work on cluster {name}, leaving it to that one");
+        return Ok(Code::TempFail);
+    };
+    Recovery::new(cluster, config).run()
+}
+
+struct Recovery<'a> {
+    cluster: &'a Cluster,
+    config: &'a Config,
+    name: String,
+    id: String,
+    verdict: State<Verdict>,
+    memory: Memory,
+    tried: Vec<Step>,
+    record: Record,
+    began: Instant,
+}
+
+impl<'a> Recovery<'a> {
+    fn new(cluster: &'a Cluster, config: &'a Config) -> Self {
+        let name = cluster.name();
+        let id = record::new_id(&name);
+        let verdict = standing::verdict(&name);
+        let memory = Memory { stopped_by_us: verdict.value.stopped_by_us, ..Memory::default() };
+        let asked = health::state(&name).value.failures >= config.health.max_failures;
+        let record = Record {
+            id: id.clone(),
+            cluster: name.clone(),
+            detected_by: if asked { "pg-health-check" } else { "pg-recover" }.into(),
+            started: Stamp::now().rfc3339(),
+            ..Record::default()
+        };
+        Recovery { cluster, config, name, id, verdict, memory, tried: Vec::new(), record, began: Instant::now() }
+    }
+
+    fn run(mut self) -> Result<Code> {
+        loop {
+            let facts = facts::look(self.cluster, self.config, &self.memory)?;
+            let diagnosis = diagnose(&facts, self.config, &self.name);
+            self.say_diagnosis(&diagnosis);
+            let next = plan(&facts, &diagnosis, &self.tried).into_iter().next();
+            match (&diagnosis.fault, next) {
+                (Fault::Well, _) if self.tried.is_empty() => return Ok(self.well()),
+                (Fault::Well, _) => return Ok(self.prove()),
+                (Fault::LeftAlone(_) | Fault::StoppedOnPurpose | Fault::Moving, _) => return Ok(self.leave(&diagnosis)),
+                (_, Some(planned)) if self.config.mode_of(&self.name) == Mode::Observe => {
+                    log::warn!(PG_CLUSTER = self.name, PG_FAULT = diagnosis.fault.class(), MESSAGE_ID = LEFT_ALONE;
+                        "cluster {}: mode is \"observe\"; would now {}: {}", self.name, planned.step.name(), planned.why);
+                    return Ok(self.finish("declined", Code::Ok));
+                }
+                (_, Some(planned)) if self.tried.len() < MOST_STEPS => self.step(&planned.step, &planned.why, &facts),
+                _ if self.tried.is_empty() => return Ok(self.hand_over(&diagnosis)),
+                _ => return Ok(self.give_up(&diagnosis)),
+            }
+        }
+    }
+
+    fn say_diagnosis(&mut self, diagnosis: &Diagnosis) {
+        if self.record.fault.is_empty() {
+            self.record.fault = diagnosis.fault.class().into();
+        }
+        self.record.evidence.extend(diagnosis.evidence.iter().cloned());
+        if matches!(diagnosis.fault, Fault::Well | Fault::LeftAlone(_) | Fault::StoppedOnPurpose | Fault::Moving) {
+            return;
+        }
+        log::warn!(PG_CLUSTER = self.name, PG_FAULT = diagnosis.fault.class(), PG_RECOVERY_ID = self.id, MESSAGE_ID = FAULT;
+            "cluster {}: {}; evidence: {}", self.name, diagnosis.fault.describe(), diagnosis.evidence.join("; "));
+    }
+
+    fn step(&mut self, step: &Step, why: &str, facts: &Facts) {
+        if self.tried.is_empty() {
+            // Counted before anything is done, so that a run which is killed counts too.
+            self.verdict.value.attempts += 1;
+            self.verdict.value.at = Stamp::now();
+            self.verdict.save_or_warn();
+        }
+        stop_here_for_a_test(self.tried.len() + 1);
+        let actor = Actor { cluster: self.cluster, config: self.config, id: &self.id };
+        if self.tried.is_empty()
+            && let Err(e) = actor.save_evidence()
+        {
+            log::warn!(PG_CLUSTER = self.name; "could not save the evidence: {e}; going on without it");
+        }
+        log::info!(PG_CLUSTER = self.name, PG_FAULT = self.record.fault, PG_STEP = step.name(), PG_RECOVERY_ID = self.id, MESSAGE_ID = STEP;
+            "cluster {}: step {} {}: {why}", self.name, self.tried.len() + 1, step.name());
+        let began = Instant::now();
+        let outcome = actor.carry_out(step, facts, &mut self.memory);
+        let ms = began.elapsed().as_millis() as u64;
+        let (word, detail) = match &outcome {
+            Ok(done) => ("ok", done.clone()),
+            Err(e) => ("failed", e.message.clone()),
+        };
+        log::info!(PG_CLUSTER = self.name, PG_STEP = step.name(), PG_RECOVERY_ID = self.id, MESSAGE_ID = STEP;
+            "cluster {}: {} {word} after {ms}ms: {detail}", self.name, step.name());
+        let why = format!("{why}; {detail}");
+        self.record.steps.push(StepRecord { step: step.name().into(), outcome: word.into(), ms, why });
+        self.tried.push(step.clone());
+    }
+
+    /// It runs and answers, and this run has done nothing.
+    fn well(mut self) -> Code {
+        log::info!(PG_CLUSTER = self.name; "cluster {}: it runs and answers, nothing to do", self.name);
+        if self.verdict.value != Verdict::default() {
+            self.verdict.value = Verdict::default();
+            self.verdict.save_or_warn();
+        }
+        Code::Ok
+    }
+
+    fn leave(mut self, diagnosis: &Diagnosis) -> Code {
+        log::info!(PG_CLUSTER = self.name, PG_FAULT = diagnosis.fault.class(), MESSAGE_ID = LEFT_ALONE;
+            "cluster {}: {}", self.name, diagnosis.fault.describe());
+        if self.tried.is_empty() {
+            return Code::Ok;
+        }
+        // It was acted upon, and goes on by itself now: neither a success that was proven nor a failure.
+        self.verdict.value.attempts = self.verdict.value.attempts.saturating_sub(1);
+        self.verdict.save_or_warn();
+        self.finish("declined", Code::Ok)
+    }
+
+    fn prove(mut self) -> Code {
+        stop_here_for_a_test(self.tried.len() + 1);
+        let began = Instant::now();
+        let outcome = verify(self.cluster, self.config);
+        let ms = began.elapsed().as_millis() as u64;
+        let (word, why) = match &outcome {
+            Ok(proof) => ("ok", proof.clone()),
+            Err(e) => ("failed", e.message.clone()),
+        };
+        self.record.steps.push(StepRecord { step: "verify".into(), outcome: word.into(), ms, why: why.clone() });
+        if outcome.is_err() {
+            log::error!(PG_CLUSTER = self.name, PG_STEP = "verify", PG_RECOVERY_ID = self.id; "cluster {}: not proven: {why}", self.name);
+            return self.failed();
+        }
+        self.verdict.value = Verdict::default();
+        self.verdict.save_or_warn();
+        log::warn!(PG_CLUSTER = self.name, PG_FAULT = self.record.fault, PG_STEP = "verify", PG_RECOVERY_ID = self.id, MESSAGE_ID = OUTCOME;
+            "cluster {}: recovered from {} in {}ms: {why}", self.name, self.record.fault, self.began.elapsed().as_millis());
+        self.finish("recovered", Code::Ok)
+    }
+
+    /// Nothing was done, because nothing that this program would do fits. The alarm is raised once for each fault.
+    fn hand_over(mut self, diagnosis: &Diagnosis) -> Code {
+        let class = diagnosis.fault.class();
+        if self.verdict.value.handed_over == class {
+            log::warn!(PG_CLUSTER = self.name, PG_FAULT = class; "cluster {}: still waiting for a person: {}", self.name, diagnosis.fault.describe());
+            return Code::Unavailable;
+        }
+        self.verdict.value.handed_over = class.into();
+        self.verdict.save_or_warn();
+        self.alarm(&format!("{}; nothing was changed", diagnosis.fault.describe()));
+        self.finish("manual", Code::Unavailable)
+    }
+
+    /// Something was done, and nothing is left to do.
+    fn give_up(self, diagnosis: &Diagnosis) -> Code {
+        log::error!(PG_CLUSTER = self.name, PG_FAULT = diagnosis.fault.class(), PG_RECOVERY_ID = self.id, MESSAGE_ID = OUTCOME;
+            "cluster {}: not recovered: {}", self.name, diagnosis.fault.describe());
+        self.failed()
+    }
+
+    fn failed(mut self) -> Code {
+        let (attempts, most) = (self.verdict.value.attempts, self.config.recover.max_attempts);
+        if attempts < most {
+            log::error!(PG_CLUSTER = self.name; "cluster {}: recovery {attempts} of {most} failed", self.name);
+            return self.finish("failed", Code::Failed);
+        }
+        self.verdict.value.manual = true;
+        self.verdict.save_or_warn();
+        self.alarm(&format!("{attempts} recoveries in a row failed, no more will be tried"));
+        self.finish("failed", Code::Failed)
+    }
+
+    fn alarm(&self, what: &str) {
+        let text = format!(
+            "cluster {}: manual intervention required: {what}. Evidence: journalctl -t pg-recover, {} and the folder {}. \
+             When it is repaired: pg-recover reset --cluster {}",
+            self.name,
+            self.cluster.log_file.as_ref().map_or("the server log".into(), |f| f.display().to_string()),
+            shared::evidence::directory(&self.name).display(),
+            self.name
+        );
+        log::error!(PG_CLUSTER = self.name, PG_FAULT = self.record.fault, PG_RECOVERY_ID = self.id, MESSAGE_ID = MANUAL; "{text}");
+        terminals::tell("pg-recover", &text);
+    }
+
+    fn finish(&mut self, outcome: &str, code: Code) -> Code {
+        self.record.outcome = outcome.into();
+        self.record.finished = Stamp::now().rfc3339();
+        self.record.downtime_ms = self.began.elapsed().as_millis() as u64;
+        record::append(&self.record);
+        code
+    }
+}
+
+/// The tests kill a run before each of its steps in turn, to see that the next run converges; the variable says which.
+fn stop_here_for_a_test(step: usize) {
+    if std::env::var("PG_RECOVER_KILL_BEFORE_STEP").is_ok_and(|n| n == step.to_string()) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+    }
+}

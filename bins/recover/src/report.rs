@@ -1,0 +1,60 @@
+//! `--plan`: what is found and what would be done, printed instead of carried out.
+
+use serde::Serialize;
+use shared::Result;
+use shared::cluster::Cluster;
+use shared::config::Config;
+use shared::exit::Code;
+use shared::standing;
+
+use crate::diagnosis::{Diagnosis, Fault, diagnose};
+use crate::facts::{self, Memory};
+use crate::plan::{Planned, plan};
+
+#[derive(Serialize)]
+struct Report {
+    clusters: Vec<OfCluster>,
+}
+
+#[derive(Serialize)]
+struct OfCluster {
+    cluster: String,
+    diagnosis: Diagnosis,
+    plan: Vec<Planned>,
+}
+
+pub fn plans(clusters: &[Cluster], config: &Config, json: bool) -> Result<Code> {
+    let mut report = Report { clusters: Vec::new() };
+    for cluster in clusters {
+        let name = cluster.name();
+        let memory = Memory { stopped_by_us: standing::verdict(&name).value.stopped_by_us, ..Memory::default() };
+        let facts = facts::look(cluster, config, &memory)?;
+        let diagnosis = diagnose(&facts, config, &name);
+        let plan = plan(&facts, &diagnosis, &[]);
+        report.clusters.push(OfCluster { cluster: name, diagnosis, plan });
+    }
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report).map_err(std::io::Error::other)?);
+        return Ok(Code::Ok);
+    }
+    if report.clusters.is_empty() {
+        println!("no PostgreSQL cluster on this host");
+    }
+    for cluster in &report.clusters {
+        println!("{}: {}", cluster.cluster, cluster.diagnosis.fault.describe());
+        for line in &cluster.diagnosis.evidence {
+            println!("  evidence: {line}");
+        }
+        for (number, step) in cluster.plan.iter().enumerate() {
+            println!("  step {}: {} ({})", number + 1, step.step.name(), step.why);
+        }
+        if cluster.plan.is_empty() {
+            let nothing = match cluster.diagnosis.fault {
+                Fault::NotOurs(_) | Fault::Unknown | Fault::Configuration(_) => "a person has to look at it",
+                _ => "nothing to do",
+            };
+            println!("  plan: {nothing}");
+        }
+    }
+    Ok(Code::Ok)
+}

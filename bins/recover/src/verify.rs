@@ -1,0 +1,62 @@
+//! The proof: clients are served again (V1), and nothing that was flushed is lost (V2).
+
+use std::time::Duration;
+
+use shared::client::{Address, Session, Target, retry, runtime};
+use shared::cluster::Cluster;
+use shared::config::Config;
+use shared::control::Lsn;
+use shared::{Error, Result};
+
+use crate::facts;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// `Ok` says what was proven.
+pub fn verify(cluster: &Cluster, config: &Config) -> Result<String> {
+    let target = facts::target(cluster, config, &cluster.lock_file().0);
+    let failed = |what: &str, why: &dyn std::fmt::Display| Error::failed(format!("{what}: {why}"));
+    runtime()?.block_on(async {
+        let session =
+            retry(|| Session::connect(&target, PATIENCE)).await.map_err(|e| failed("no fresh connection", &e))?;
+        let sql = "SELECT pg_is_in_recovery(), system_identifier, \
+                   CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END \
+                   FROM pg_control_system()";
+        let rows = session.query(sql, PATIENCE).await.map_err(|e| failed("no answer to a query", &e))?;
+        let value = |index: usize| rows.first().and_then(|row| row.get(index).cloned().flatten()).unwrap_or_default();
+        let (standby, identifier, lsn) = (value(0) == "t", value(1), Lsn::parse(&value(2)).unwrap_or_default());
+        if !standby {
+            // A transaction that changes no data and has to be flushed like any other: a logical message
+            // (manual, 9.28.6).
+            session
+                .query("SELECT pg_logical_emit_message(true, 'pg-recover', 'verify')", PATIENCE)
+                .await
+                .map_err(|e| failed("no commit", &e))?;
+        }
+        for address in cluster.tcp_addresses() {
+            let target = Target { address: Address::Tcp(address.clone(), cluster.port()), ..target.clone() };
+            match Session::connect(&target, PATIENCE).await {
+                Err(refusal) if !refusal.is_answer() => {
+                    return Err(failed(&format!("no answer on {address}"), &refusal));
+                }
+                _ => {}
+            }
+        }
+        if let Some(evidence) = facts::recorded(cluster) {
+            if evidence.system_identifier.to_string() != identifier {
+                return Err(Error::failed(format!(
+                    "this is another cluster: system identifier {identifier}, recorded was {}",
+                    evidence.system_identifier
+                )));
+            }
+            if !standby && !evidence.standby && lsn < evidence.flush_lsn {
+                return Err(Error::failed(format!("WAL ends at {lsn}, but {} had been flushed", evidence.flush_lsn)));
+            }
+        }
+        Ok(if standby {
+            format!("it is let in and answered; standby, replayed to {lsn}")
+        } else {
+            format!("it is let in, answered and commits; WAL at {lsn}")
+        })
+    })
+}
