@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
@@ -154,12 +154,24 @@ fn build_once(target: &Path, build: impl FnOnce(&Path)) {
     if target.exists() {
         return;
     }
+    remove_old_layers();
     let partial = cache().join(format!("{name}.partial"));
     let _ = fs::remove_dir_all(&partial);
     build(&partial);
     // What was built is on the disk before its name says so: a later power cut must not leave half a base.
     nix::unistd::syncfs(fs::File::open(&partial).expect("the layer is there").as_fd()).expect("syncfs works");
     fs::rename(&partial, target).expect("the cache can be written");
+}
+
+/// Each build of the package makes a layer; those of the day before yesterday are in nobody's use any more.
+fn remove_old_layers() {
+    let Ok(entries) = fs::read_dir(cache()) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"package-")) {
+        let age = entry.metadata().and_then(|metadata| metadata.created()).ok().and_then(|made| made.elapsed().ok());
+        if age.is_some_and(|age| age > Duration::from_secs(2 * 24 * 60 * 60)) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 fn empty_files_of(folder: &Path) {

@@ -145,6 +145,14 @@ impl Host {
         self.run_words(&[&words[..], &["-d", "postgres", "-c", sql]].concat())
     }
 
+    /// Runs a program as root and reads the JSON it prints, whatever its exit status.
+    #[track_caller]
+    pub fn json(&self, command: &str) -> serde_json::Value {
+        let output = self.run(command);
+        serde_json::from_str(&output.stdout)
+            .unwrap_or_else(|error| panic!("{command} printed no JSON: {error}\n{output}"))
+    }
+
     // ---- units ---------------------------------------------------------------------------------------------------
 
     /// Starts a unit without waiting for it.
@@ -377,6 +385,27 @@ impl Host {
     /// Adds a line to the table of measured downtimes that `tests/run` prints.
     pub fn publish_downtime(&self, what: &str, downtime: Duration) {
         println!("DOWNTIME: {} | {what} | {:.2} s", self.suite.name(), downtime.as_secs_f64());
+    }
+
+    // ---- the product's own files -------------------------------------------------------------------------------------
+
+    /// Adds these lines to the configuration, as a file of its own in config.d.
+    #[track_caller]
+    pub fn configure(&self, toml: &str) {
+        self.file("/etc/pg-recovery/config.d/test.toml").write(toml);
+    }
+
+    /// What recoveries.jsonl records, oldest first.
+    #[track_caller]
+    pub fn recoveries(&self) -> Vec<serde_json::Value> {
+        let file = self.file("/var/lib/pg-recovery/recoveries.jsonl");
+        if !file.exists() {
+            return Vec::new();
+        }
+        let line = |line: &str| {
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in recoveries.jsonl: {line}"))
+        };
+        file.read().lines().map(line).collect()
     }
 
     // ---- files and disks -------------------------------------------------------------------------------------------
