@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub const DIRECTORY: &str = "/var/lib/pg-recovery";
-const FALLBACK: &str = "/run/pg-recovery/state";
+pub const FALLBACK: &str = "/run/pg-recovery/state";
 const LIMIT: u64 = 4 << 20;
 const VERSION: u32 = 1;
 

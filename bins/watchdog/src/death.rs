@@ -1,0 +1,140 @@
+//! What the end of a postmaster means: stopped on purpose, crashed, or a start that failed.
+//!
+//! Neither the unit's result nor the exit status tells a stop from a crash: `pg_ctlcluster stop` by the user postgres
+//! leaves the unit failed, and a server whose postmaster.pid was removed ends itself with status 0. pg_control, exit
+//! status and server log have to be read together.
+
+use std::io::{Read, Seek, SeekFrom};
+
+use shared::cluster::Cluster;
+use shared::control::{Control, ControlError, DbState};
+use shared::unit::UnitState;
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    /// Shut down cleanly by somebody.
+    Clean,
+    /// Stopped with `pg_ctl stop -m immediate` or SIGQUIT: deliberate, though not clean.
+    Immediate,
+    /// It ended itself because its lock file was removed or replaced (src/backend/postmaster/postmaster.c, ServerLoop).
+    LockFileLost,
+    Crash(String),
+    /// Somebody tried to start it, and it did not come up.
+    StartFailed,
+    /// It does not run, and nothing tells why: not started since boot, or not started by systemd.
+    Down,
+}
+
+/// `log` is what the server has logged since it was last seen well.
+pub fn judge(unit: &UnitState, control: &Result<DbState, ControlError>, lock_file_lost: bool, log: &str) -> End {
+    // systemd stops the whole unit, cleanly, when one backend is killed for want of memory (OOMPolicy=stop).
+    if unit.result == "oom-kill" {
+        return End::Crash("the kernel killed a process of it for want of memory".into());
+    }
+    // The unit's main process never became known: pg_ctlcluster start came back without a server.
+    if unit.active == "failed" && unit.result == "protocol" {
+        return End::StartFailed;
+    }
+    if control.as_ref().is_ok_and(|state| state.is_clean()) {
+        return if unit.exit_kind == 0 && unit.active != "failed" { End::Down } else { End::Clean };
+    }
+    match unit.exit_kind {
+        2 | 3 => End::Crash(format!("its postmaster was killed by signal {}", unit.exit_status)),
+        1 if unit.exit_status == 0 => {
+            if lock_file_lost || log.contains("data directory lock file is invalid") {
+                End::LockFileLost
+            } else {
+                End::Immediate
+            }
+        }
+        1 => End::Crash(format!("its postmaster ended with exit status {}", unit.exit_status)),
+        _ => End::Down,
+    }
+}
+
+/// State of the data directory as pg_control has it.
+pub fn control(cluster: &Cluster) -> Result<DbState, ControlError> {
+    cluster
+        .owner
+        .act(|| Control::read(&cluster.data_directory))
+        .unwrap_or_else(|e| Err(ControlError::Unreadable(e.message)))
+        .map(|(control, _)| control.state)
+}
+
+/// Length of the server's log now.
+pub fn log_size(cluster: &Cluster) -> u64 {
+    let Some(file) = &cluster.log_file else { return 0 };
+    cluster.owner.act(|| std::fs::metadata(file).map_or(0, |meta| meta.len())).unwrap_or(0)
+}
+
+/// What was logged behind `from`, and no more than the last 64 KiB of it.
+pub fn log_since(cluster: &Cluster, from: u64) -> String {
+    const LIMIT: u64 = 64 << 10;
+    let Some(path) = &cluster.log_file else { return String::new() };
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = std::fs::File::open(path)?;
+        let length = file.metadata()?.len();
+        // A shorter file than before is a new one: it was rotated.
+        let from = if from <= length { from } else { 0 };
+        file.seek(SeekFrom::Start(from.max(length.saturating_sub(LIMIT))))?;
+        let mut bytes = Vec::new();
+        file.take(LIMIT).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = cluster.owner.act(read).ok().and_then(Result::ok).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(active: &str, result: &str, exit_kind: i32, exit_status: i32) -> UnitState {
+        UnitState { active: active.into(), result: result.into(), exit_kind, exit_status, ..UnitState::default() }
+    }
+
+    fn of(unit: &UnitState, state: DbState) -> End {
+        judge(unit, &Ok(state), false, "")
+    }
+
+    #[test]
+    fn the_truth_table_holds() {
+        use DbState::*;
+        // kill -9, also during crash recovery
+        assert!(matches!(of(&unit("failed", "exit-code", 2, 9), InProduction), End::Crash(_)));
+        assert!(matches!(of(&unit("failed", "signal", 2, 9), InCrashRecovery), End::Crash(_)));
+        // pg_ctlcluster stop as postgres, pg_ctl stop -m fast
+        assert_eq!(of(&unit("failed", "exit-code", 1, 0), ShutDown), End::Clean);
+        assert_eq!(of(&unit("failed", "exit-code", 1, 0), ShutDownInRecovery), End::Clean);
+        // systemctl stop
+        assert_eq!(of(&unit("inactive", "success", 1, 0), ShutDown), End::Clean);
+        // pg_ctl stop -m immediate
+        assert_eq!(of(&unit("failed", "exit-code", 1, 0), InProduction), End::Immediate);
+        // restart with a bad configuration line
+        assert_eq!(of(&unit("failed", "protocol", 0, 0), ShutDown), End::StartFailed);
+        // PANIC
+        assert!(matches!(of(&unit("failed", "exit-code", 1, 1), InProduction), End::Crash(_)));
+        assert!(matches!(of(&unit("failed", "core-dump", 3, 6), InProduction), End::Crash(_)));
+        // a backend killed for want of memory: systemd stops the rest cleanly
+        assert!(matches!(of(&unit("failed", "oom-kill", 1, 0), ShutDown), End::Crash(_)));
+        // never started since boot
+        assert_eq!(of(&unit("inactive", "success", 0, 0), ShutDown), End::Down);
+        assert_eq!(of(&unit("inactive", "success", 0, 0), InProduction), End::Down);
+    }
+
+    #[test]
+    fn a_server_that_lost_its_lock_file_did_not_stop_on_purpose() {
+        let state = Ok(DbState::InProduction);
+        let unit = unit("failed", "exit-code", 1, 0);
+        let log = "LOG:  performing immediate shutdown because data directory lock file is invalid\n";
+        assert_eq!(judge(&unit, &state, false, log), End::LockFileLost);
+        assert_eq!(judge(&unit, &state, true, ""), End::LockFileLost);
+        assert_eq!(judge(&unit, &state, false, "LOG:  received immediate shutdown request\n"), End::Immediate);
+    }
+
+    #[test]
+    fn a_control_file_that_cannot_be_read_makes_no_stop_clean() {
+        let killed = unit("failed", "exit-code", 2, 9);
+        assert!(matches!(judge(&killed, &Err(ControlError::Missing), false, ""), End::Crash(_)));
+    }
+}

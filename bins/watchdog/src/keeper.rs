@@ -1,0 +1,311 @@
+//! Saves what will be needed after a crash, while the cluster is well: see shared::evidence for what and where, and
+//! shared::point for the configuration that the server was seen to run with.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use shared::client::Session;
+use shared::clock::Stamp;
+use shared::cluster::Cluster;
+use shared::control::{self, Control, Lsn};
+use shared::evidence::{self, Evidence};
+use shared::pidfile::{self, PidFile};
+use shared::state::{self, State};
+use shared::{Result, point};
+
+use crate::look::Beat;
+
+/// The flush position goes to the disk no more often than this.
+const DISK_EVERY: Duration = Duration::from_secs(30);
+const SIZES_EVERY: Duration = Duration::from_secs(600);
+/// After a write failed: a disk that is full now will not have room in a second.
+const RETRY: Duration = Duration::from_secs(600);
+const GOOD_EVERY: Duration = Duration::from_secs(30);
+
+/// A file's identity and times: mtime, ctime, size, inode.
+type Signature = Vec<(i64, i64, i64, i64, u64, u64)>;
+
+pub struct Keeper {
+    name: String,
+    folder: PathBuf,
+    state: State<Evidence>,
+    control: Option<Control>,
+    control_changed: Option<(i64, i64)>,
+    lock_file: Vec<u8>,
+    /// On the disk, and when.
+    saved: Option<(Lsn, Instant)>,
+    /// In memory.
+    volatile: Lsn,
+    /// When the relations were walked through.
+    walked: Option<Instant>,
+    /// Checkpoints completed since then, while `sizes.next` waits for them.
+    checkpoints: Option<u32>,
+    not_before: Option<Instant>,
+    good: Option<Signature>,
+    good_at: Option<Instant>,
+}
+
+impl Keeper {
+    pub fn new(name: &str) -> Keeper {
+        let folder = evidence::directory(name);
+        if let Err(why) = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder) {
+            log::warn!(PG_CLUSTER = name; "could not make {}: {why}", folder.display());
+        }
+        Keeper {
+            name: name.into(),
+            folder,
+            state: evidence::state(name),
+            control: None,
+            control_changed: None,
+            lock_file: Vec::new(),
+            saved: None,
+            volatile: Lsn::default(),
+            walked: None,
+            checkpoints: None,
+            not_before: None,
+            good: None,
+            good_at: None,
+        }
+    }
+
+    /// A new postmaster: whatever was saved about the last one is saved anew.
+    pub fn begin(&mut self) {
+        self.control = None;
+        self.control_changed = None;
+        self.lock_file.clear();
+        self.saved = None;
+        self.volatile = Lsn::default();
+        self.walked = None;
+        self.checkpoints = None;
+        self.good = None;
+    }
+
+    /// Called once for each beat of a cluster that is well.
+    pub fn keep(&mut self, cluster: &Cluster, lock_file: Option<&(PidFile, Vec<u8>)>, beat: Beat) {
+        if let Some((file, bytes)) = lock_file
+            && *bytes != self.lock_file
+            && matches!(file.status.as_str(), "ready" | "standby")
+        {
+            self.state.value.postmaster_pid = file.pid;
+            self.state.value.postmaster_started = file.started;
+            self.lock_file.clone_from(bytes);
+            self.write(pidfile::NAME, bytes);
+        }
+        let checkpoint = self.keep_control(cluster);
+        let value = &mut self.state.value;
+        value.standby = beat.standby;
+        if let Some(lsn) = beat.flush_lsn {
+            value.flush_lsn = lsn;
+        }
+        let lsn = value.flush_lsn;
+        let due = self.saved.is_none_or(|(at, when)| checkpoint || (at != lsn && when.elapsed() >= DISK_EVERY));
+        if due {
+            self.describe(cluster);
+        }
+        if due || lsn != self.volatile {
+            self.state.value.at = Stamp::now();
+            self.volatile = lsn;
+            if let Err(why) = evidence::save_volatile(&self.name, &self.state.value) {
+                self.complain("the flush position in /run", &why);
+            }
+        }
+        if due && self.may_write() {
+            self.saved = Some((lsn, Instant::now()));
+            let saved = self.state.save();
+            let fallback = Path::new(state::FALLBACK).join("evidence").join(shared::cluster::file_name(&self.name));
+            // It has already said so.
+            if saved.is_err() || fallback.join("evidence.json").exists() {
+                self.not_before = Some(Instant::now() + RETRY);
+            }
+        }
+        if checkpoint {
+            self.keep_sizes(cluster);
+        }
+    }
+
+    /// Copies pg_control when it has changed; true when a checkpoint was completed.
+    fn keep_control(&mut self, cluster: &Cluster) -> bool {
+        let path = cluster.data_directory.join(control::NAME);
+        let read = cluster.owner.act(|| {
+            let meta = std::fs::metadata(&path).ok()?;
+            let changed = (meta.mtime(), meta.mtime_nsec());
+            (self.control_changed != Some(changed)).then(|| (changed, Control::read(&cluster.data_directory)))
+        });
+        let Ok(Some((changed, Ok((control, bytes))))) = read else { return false };
+        self.control_changed = Some(changed);
+        if self.control.as_ref() == Some(&control) {
+            return false;
+        }
+        let is_checkpoint = self.control.as_ref().is_none_or(|old| old.checkpoint != control.checkpoint);
+        if self.may_write() {
+            let current = self.folder.join("pg_control");
+            // The last one stays beside it. A crash in between leaves it as pg_control.1 only.
+            let _ = std::fs::rename(&current, self.folder.join("pg_control.1"));
+            self.write("pg_control", &bytes);
+        }
+        self.state.value.system_identifier = control.system_identifier;
+        self.state.value.timeline = control.timeline;
+        self.control = Some(control);
+        is_checkpoint
+    }
+
+    /// What changes seldom.
+    fn describe(&mut self, cluster: &Cluster) {
+        let value = &mut self.state.value;
+        value.log_size = crate::death::log_size(cluster);
+        value.data_directory.clone_from(&cluster.data_directory);
+        if let Ok(Ok(meta)) = cluster.owner.act(|| std::fs::metadata(&cluster.data_directory)) {
+            value.device = meta.dev();
+            value.mode = meta.mode() & 0o7777;
+            value.uid = meta.uid();
+            value.gid = meta.gid();
+        }
+    }
+
+    /// Sizes seen at a walk are sure to be on the disk when a checkpoint that began after it is completed. The first one
+    /// that is completed may have begun before, the second has not; until then they wait as `sizes.next`.
+    fn keep_sizes(&mut self, cluster: &Cluster) {
+        if !self.may_write() {
+            return;
+        }
+        let next = self.folder.join("sizes.next");
+        self.checkpoints = self.checkpoints.map(|n| n + 1);
+        if self.checkpoints.is_some_and(|n| n >= 2) {
+            self.checkpoints = None;
+            let renamed = std::fs::rename(&next, self.folder.join("sizes"));
+            if let Err(why) = renamed.and_then(|()| state::sync_folder(&self.folder)) {
+                self.complain("sizes", &why);
+            }
+        }
+        if self.checkpoints.is_none() && self.walked.is_none_or(|at| at.elapsed() >= SIZES_EVERY) {
+            match walk(cluster, &next) {
+                Ok(()) => {
+                    self.walked = Some(Instant::now());
+                    self.checkpoints = Some(0);
+                }
+                Err(why) => self.complain("sizes", &why),
+            }
+        }
+    }
+
+    /// Makes a recovery point of the configuration when the server is known to run with exactly these files.
+    pub async fn keep_good(&mut self, cluster: &Cluster, session: &Session, patience: Duration) {
+        if self.good_at.is_some_and(|at| at.elapsed() < GOOD_EVERY) || !self.may_write() {
+            return;
+        }
+        self.good_at = Some(Instant::now());
+        let Some(signature) = signature(cluster) else { return };
+        if self.good.as_ref() == Some(&signature) || !runs_with(session, &signature, patience).await {
+            return;
+        }
+        match point::remember_good(cluster, "started with it") {
+            Ok(is_new) => {
+                self.good = Some(signature);
+                if is_new {
+                    log::info!(PG_CLUSTER = self.name.as_str(); "cluster {} runs with this configuration: kept as a \
+                        recovery point", self.name);
+                }
+            }
+            Err(why) => self.complain("the configuration", &io::Error::other(why.message)),
+        }
+    }
+
+    fn may_write(&self) -> bool {
+        self.not_before.is_none_or(|at| Instant::now() >= at)
+    }
+
+    fn write(&mut self, file: &str, bytes: &[u8]) {
+        if self.may_write()
+            && let Err(why) = state::replace(&self.folder.join(file), bytes, 0o600)
+        {
+            self.complain(file, &why);
+        }
+    }
+
+    /// Says it, and leaves the disk alone for a while.
+    fn complain(&mut self, what: &str, why: &io::Error) {
+        self.not_before = Some(Instant::now() + RETRY);
+        log::warn!(PG_CLUSTER = self.name.as_str();
+            "could not save {what} of cluster {}: {why}; going on without it, next try in 10min", self.name);
+    }
+}
+
+fn signature(cluster: &Cluster) -> Option<Signature> {
+    let files = point::files(cluster);
+    let stat = |path: &PathBuf| {
+        let meta = std::fs::metadata(path).ok()?;
+        Some((meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec(), meta.size(), meta.ino()))
+    };
+    cluster.owner.act(|| files.iter().map(stat).collect::<Option<Signature>>()).ok().flatten()
+}
+
+/// The server has read these files since they last changed, found no error in them, and waits for no restart.
+async fn runs_with(session: &Session, signature: &Signature, patience: Duration) -> bool {
+    let newest = signature.iter().map(|(_, _, seconds, nanoseconds, ..)| (*seconds, *nanoseconds)).max();
+    let (seconds, nanoseconds) = newest.unwrap_or_default();
+    let sql = format!(
+        "SELECT pg_conf_load_time() >= to_timestamp({seconds}.{:06}) \
+         AND NOT EXISTS (SELECT FROM pg_file_settings WHERE error IS NOT NULL) \
+         AND NOT EXISTS (SELECT FROM pg_hba_file_rules WHERE error IS NOT NULL) \
+         AND NOT EXISTS (SELECT FROM pg_settings WHERE pending_restart)",
+        nanoseconds / 1000
+    );
+    let rows = session.query(&sql, patience).await.unwrap_or_default();
+    rows.first().and_then(|row| row.first()?.as_deref()) == Some("t")
+}
+
+/// Writes "path size" for each relation file, folder by folder, so that a cluster of many tables needs no memory.
+fn walk(cluster: &Cluster, to: &Path) -> io::Result<()> {
+    let _ = std::fs::remove_file(to);
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(to)?;
+    let mut out = io::BufWriter::new(file);
+    let mut folders = vec![PathBuf::from("global")];
+    let below = |folder: &Path| -> Vec<PathBuf> {
+        let names = |folder: &Path| {
+            let entries = std::fs::read_dir(cluster.data_directory.join(folder)).into_iter().flatten().flatten();
+            entries.map(|e| folder.join(e.file_name())).collect()
+        };
+        cluster.owner.act(|| names(folder)).unwrap_or_default()
+    };
+    folders.extend(below(Path::new("base")));
+    for tablespace in below(Path::new("pg_tblspc")) {
+        for version in below(&tablespace) {
+            folders.extend(below(&version));
+        }
+    }
+    for folder in folders {
+        let lines = cluster.owner.act(|| sizes_in(&cluster.data_directory, &folder));
+        out.write_all(lines.unwrap_or_default().as_bytes())?;
+    }
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+}
+
+fn sizes_in(data_directory: &Path, folder: &Path) -> String {
+    let mut lines = String::new();
+    for entry in std::fs::read_dir(data_directory.join(folder)).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        // Relation files begin with their number; temporary ones with "t", which recovery does not bring back.
+        if name.starts_with(|c: char| c.is_ascii_digit())
+            && let Ok(meta) = entry.metadata()
+            && meta.is_file()
+        {
+            let _ = writeln!(lines, "{}/{name} {}", folder.display(), meta.len());
+        }
+    }
+    lines
+}
+
+/// Makes the file of the cluster's lock: sensors open it for reading only.
+pub fn ensure_lock_file(name: &str) -> Result<()> {
+    std::fs::create_dir_all(shared::lock::DIRECTORY)?;
+    shared::lock::Lock::try_take(name).map(drop)
+}

@@ -1,0 +1,534 @@
+//! Watches one cluster, in a thread of its own: while its postmaster lives, and while there is none.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use shared::Result;
+use shared::cluster::Cluster;
+use shared::config::{Config, Mode, OnCleanStop};
+use shared::lock::Lock;
+use shared::log::{FAULT, LEFT_ALONE};
+use shared::pidfile::LockFile;
+use shared::process::{self, Identity, Pidfd, Process};
+use shared::standing::{self, Standing};
+use shared::state::State as StateFile;
+use shared::unit::UnitState;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::sleep;
+
+use crate::budget::{self, Budget};
+use crate::death::{self, End};
+use crate::handover::Handover;
+use crate::keeper::{self, Keeper};
+use crate::look::Look;
+use crate::post::Post;
+use crate::restart::{self, Incident, Tried};
+use crate::state::State;
+use crate::terminals;
+
+/// A server under load alternates between busy and well; said once in this time.
+const BUSY_SAID: Duration = Duration::from_secs(60);
+
+pub struct Sentry {
+    post: Arc<Post>,
+    name: String,
+    cluster: Arc<Cluster>,
+    config: Arc<Config>,
+    keeper: Keeper,
+    handover: Handover,
+    budget: StateFile<Budget>,
+    incident: Option<Incident>,
+    /// When the last postmaster was seen to end.
+    died: Option<Instant>,
+    lock_file_lost: bool,
+    log_size: u64,
+    said: String,
+    busy_said: Option<Instant>,
+}
+
+/// Where a look at a cluster without a postmaster leads.
+enum Next {
+    Watch(Process),
+    LookAgain(Duration),
+    /// Nothing to do until something changes.
+    Wait,
+}
+
+/// The thread of one cluster; ends when the cluster is dropped.
+pub fn watch(post: Arc<Post>) {
+    post.set_thread();
+    let runtime = match shared::client::runtime() {
+        Ok(runtime) => runtime,
+        Err(why) => {
+            log::error!(PG_CLUSTER = post.name.as_str(); "could not watch cluster {}: {why}", post.name);
+            return;
+        }
+    };
+    runtime.block_on(Sentry::new(post).run());
+}
+
+impl Sentry {
+    fn new(post: Arc<Post>) -> Sentry {
+        let name = post.name.clone();
+        if let Err(why) = keeper::ensure_lock_file(&name) {
+            log::warn!(PG_CLUSTER = name.as_str(); "{}", why.message);
+        }
+        Sentry {
+            cluster: post.cluster(),
+            config: post.config(),
+            keeper: Keeper::new(&name),
+            handover: Handover::default(),
+            budget: budget::load(&name),
+            incident: None,
+            died: None,
+            lock_file_lost: false,
+            log_size: 0,
+            said: String::new(),
+            busy_said: None,
+            name,
+            post,
+        }
+    }
+
+    async fn run(mut self) {
+        while !self.post.is_gone() {
+            match self.find() {
+                Some(postmaster) => self.accompany(postmaster).await,
+                None => self.wait_for_postmaster().await,
+            }
+        }
+    }
+
+    fn refresh(&mut self) {
+        self.cluster = self.post.cluster();
+        self.config = self.post.config();
+        self.post.promise(Duration::from_secs(30));
+    }
+
+    /// The postmaster that postmaster.pid names.
+    fn find(&self) -> Option<Process> {
+        let (LockFile::Present(file), _) = self.cluster.lock_file() else { return None };
+        let identity = process::identify(file.pid, &self.cluster.data_directory, &self.cluster.owner).ok()?;
+        (identity == Identity::Ours).then(|| Process::of(file.pid))?
+    }
+
+    // ---- while there is a postmaster ----
+
+    async fn accompany(&mut self, postmaster: Process) {
+        let pid = postmaster.pid;
+        let Some(Ok(pidfd)) = Pidfd::open(&postmaster).map(register) else {
+            // It is gone already, or there are no descriptors left.
+            return sleep(Duration::from_millis(20)).await;
+        };
+        log::info!(PG_CLUSTER = self.name.as_str(); "cluster {} has a postmaster, PID {pid}", self.name);
+        self.keeper.begin();
+        self.lock_file_lost = false;
+        let mut look = Look::new(postmaster);
+        let mut state = None;
+        loop {
+            self.refresh();
+            if self.post.is_gone() {
+                return;
+            }
+            let began = Instant::now();
+            let turn = async {
+                let now = look.look(&self.cluster, &self.config).await;
+                self.became(&now, state.as_ref(), &look);
+                state = Some(now);
+                self.act_on(state.as_ref(), &mut look).await;
+                let heartbeat = self.config.watchdog.heartbeat;
+                // A server that is starting is looked at more often, to see the moment in which it is back.
+                let pause = if self.incident.is_some() { heartbeat.min(Duration::from_millis(100)) } else { heartbeat };
+                sleep(pause.saturating_sub(began.elapsed())).await;
+            };
+            if unless(pidfd.readable(), turn).await.is_none() {
+                break;
+            }
+        }
+        self.died = Some(Instant::now());
+        self.lock_file_lost = look.lock_file_lost;
+        self.handover.forget();
+        self.said.clear();
+        self.post.set_state("down");
+        log::warn!(PG_CLUSTER = self.name.as_str(); "the postmaster of cluster {}, PID {pid}, has ended", self.name);
+    }
+
+    /// Says what has changed.
+    fn became(&mut self, now: &State, before: Option<&State>, look: &Look) {
+        if *now == State::Suspect && before.is_some() {
+            return;
+        }
+        self.post.set_state(now.label());
+        let same =
+            |a: &State, b: &State| std::mem::discriminant(a) == std::mem::discriminant(b) && a.label() == b.label();
+        if before.is_some_and(|before| same(before, now)) {
+            return;
+        }
+        let (name, cluster) = (self.name.as_str(), &self.name);
+        let silent_ms = look.answered.elapsed().as_millis() as u64;
+        match now {
+            State::Well => self.is_well(before, silent_ms),
+            State::Busy => {
+                if self.busy_said.is_none_or(|at| at.elapsed() > BUSY_SAID) {
+                    self.busy_said = Some(Instant::now());
+                    log::warn!(PG_CLUSTER = name;
+                        "cluster {cluster} is slow to take new connections, but its postmaster moves: left alone");
+                }
+            }
+            State::OutOfSlots => log::warn!(PG_CLUSTER = name, PG_FAULT = "L1";
+                "cluster {cluster} has no connection slot left"),
+            State::Refusing(why) => log::warn!(PG_CLUSTER = name;
+                "cluster {cluster} lets nobody in: {why}; left to pg-health-check"),
+            State::Traced => log::warn!(MESSAGE_ID = LEFT_ALONE, PG_CLUSTER = name;
+                "the postmaster of cluster {cluster} is in somebody's debugger, leaving it alone"),
+            State::LockFileLost => log::error!(MESSAGE_ID = FAULT, PG_CLUSTER = name, PG_FAULT = "P8";
+                "postmaster.pid of cluster {cluster} was removed or replaced while its server runs"),
+            State::Hung(why) => {
+                log::error!(MESSAGE_ID = FAULT, PG_CLUSTER = name, PG_FAULT = "P2", PG_DETECTED_MS = silent_ms;
+                "the postmaster of cluster {cluster} hangs: {why}; it last answered {silent_ms}ms ago")
+            }
+            State::Recovering { moving: false } => log::warn!(PG_CLUSTER = name;
+                "recovery of cluster {cluster} has not moved for a minute; left alone"),
+            _ => log::info!(PG_CLUSTER = name; "cluster {cluster} is {}", now.label()),
+        }
+    }
+
+    fn is_well(&mut self, before: Option<&State>, silent_ms: u64) {
+        self.handover.forget();
+        self.said.clear();
+        let name = self.name.as_str();
+        match (self.incident.take(), self.died.take(), before) {
+            (Some(incident), ..) => incident.close("recovered"),
+            (None, Some(died), _) => log::info!(PG_CLUSTER = name;
+                "cluster {name} accepts connections again, {}ms after its end was seen", died.elapsed().as_millis()),
+            (None, None, None | Some(State::Suspect)) => {}
+            // Said at most as often as that it was busy.
+            (None, None, Some(State::Busy)) => {}
+            (None, None, Some(_)) => log::info!(PG_CLUSTER = name;
+                "cluster {name} accepts connections again, {silent_ms}ms after it last did"),
+        }
+    }
+
+    async fn act_on(&mut self, state: Option<&State>, look: &mut Look) {
+        match state {
+            Some(State::Well) => {
+                self.log_size = death::log_size(&self.cluster);
+                if let Some(beat) = look.beat {
+                    self.keeper.keep(&self.cluster, look.lock_file.as_ref(), beat);
+                }
+                if let Some(session) = &look.session {
+                    self.keeper.keep_good(&self.cluster, session, self.config.watchdog.answer_timeout).await;
+                }
+            }
+            Some(State::Hung(why)) => self.hand_over("P2", &format!("its postmaster hangs: {why}")),
+            Some(State::LockFileLost) => self.hand_over("P8", "its server runs without its lock file"),
+            _ => {}
+        }
+    }
+
+    // ---- while there is none ----
+
+    async fn wait_for_postmaster(&mut self) {
+        let began = Instant::now();
+        let mut looked: Option<Instant> = None;
+        let mut again: Option<Duration> = None;
+        let mut signs = (0, false);
+        loop {
+            self.refresh();
+            if self.post.is_gone() || self.find().is_some() {
+                return;
+            }
+            let now = (death::log_size(&self.cluster), has_control_group(&self.cluster.unit));
+            let changed = looked.is_some() && std::mem::replace(&mut signs, now) != now;
+            signs = now;
+            let spacing = again.unwrap_or_else(|| spacing(began.elapsed()));
+            if changed || looked.is_none_or(|at| at.elapsed() >= spacing) {
+                looked = Some(Instant::now());
+                again = match self.consider(began.elapsed()).await {
+                    Ok(Next::Watch(postmaster)) => return self.accompany(postmaster).await,
+                    Ok(Next::LookAgain(pause)) => Some(pause),
+                    Ok(Next::Wait) => None,
+                    Err(why) => {
+                        self.say_once(&why.message);
+                        Some(Duration::from_secs(1))
+                    }
+                };
+            }
+            let pause = if began.elapsed() < Duration::from_secs(10) { 100 } else { 1000 };
+            sleep(again.unwrap_or(Duration::MAX).min(Duration::from_millis(pause))).await;
+        }
+    }
+
+    /// Finds out why there is no postmaster, and does what is to be done about it.
+    async fn consider(&mut self, since: Duration) -> Result<Next> {
+        // Whoever holds the lock is stopping or starting it, and knows why.
+        if Lock::try_take_shared(&self.name)?.is_none() {
+            self.post.set_state("being repaired");
+            return Ok(Next::LookAgain(Duration::from_millis(200)));
+        }
+        // start.conf may have been changed a moment ago.
+        let Some(cluster) =
+            shared::cluster::Cluster::discover(&self.config)?.into_iter().find(|c| c.name() == self.name)
+        else {
+            self.say_once(&format!("cluster {} is gone", self.name));
+            return Ok(Next::LookAgain(Duration::from_secs(1)));
+        };
+        self.cluster = Arc::new(cluster);
+        self.post.set_cluster(self.cluster.clone());
+        self.post.promise(Duration::from_secs(60));
+        let (unit, umbrella) = standing::units(&self.cluster)?;
+        // systemd is at work, or has not noticed yet; just after a death both take less than a tenth of a second.
+        let is_settled = !unit.job && matches!(unit.active.as_str(), "failed" | "inactive");
+        if !is_settled && (since < Duration::from_secs(5) || unit.job || unit.active != "active") {
+            self.post.set_state(&unit.active);
+            let quick = since < Duration::from_secs(1);
+            return Ok(Next::LookAgain(Duration::from_millis(if quick { 10 } else { 200 })));
+        }
+        if let Some(postmaster) = process::family(&self.cluster.data_directory, &self.cluster.owner)?.postmaster {
+            return Ok(Next::Watch(postmaster));
+        }
+        let control = death::control(&self.cluster);
+        let log = death::log_since(&self.cluster, self.log_size);
+        let mut end = death::judge(&unit, &control, self.lock_file_lost, &log);
+        if end == End::Down && self.died.is_some() && control.as_ref().is_ok_and(|c| c.is_clean()) {
+            end = End::Clean;
+        }
+        let found = control.map_or_else(|e| e.to_string(), |state| format!("pg_control says \"{state}\""));
+        match end {
+            End::Crash(why) => self.crashed("P1", &why, &found, &unit, umbrella.as_ref()).await,
+            End::LockFileLost => {
+                let why = "it ended itself because its lock file was removed or replaced";
+                self.crashed("P8", why, &found, &unit, umbrella.as_ref()).await
+            }
+            End::StartFailed => {
+                self.post.set_state("not started");
+                if let Some(incident) = self.incident.take() {
+                    incident.close("failed");
+                }
+                self.hand_over("start-failed", &format!("{} could not be started", self.cluster.unit));
+                Ok(Next::LookAgain(Duration::from_secs(2)))
+            }
+            End::Clean => {
+                self.stopped("was stopped", &unit, umbrella.as_ref());
+                Ok(Next::Wait)
+            }
+            End::Immediate => {
+                self.stopped("was stopped with an immediate shutdown", &unit, umbrella.as_ref());
+                Ok(Next::Wait)
+            }
+            End::Down => {
+                self.stopped("does not run", &unit, umbrella.as_ref());
+                Ok(Next::Wait)
+            }
+        }
+    }
+
+    async fn crashed(
+        &mut self,
+        fault: &'static str,
+        why: &str,
+        found: &str,
+        unit: &UnitState,
+        umbrella: Option<&UnitState>,
+    ) -> Result<Next> {
+        self.post.set_state("crashed");
+        if self.say_once(&format!("cluster {} crashed: {why}; {found}", self.name)) && fault != "P1" {
+            log::info!(PG_CLUSTER = self.name.as_str(), PG_FAULT = fault; "this is fault {fault}");
+        }
+        if let Standing::Left(reason) = standing::of(&self.cluster, &self.config, unit, umbrella) {
+            self.leave(&reason);
+            return Ok(Next::Wait);
+        }
+        if self.config.mode_of(&self.name) == Mode::Observe {
+            self.leave(&format!("is only observed; else {} would be started now", self.cluster.unit));
+            return Ok(Next::Wait);
+        }
+        let died = self.died.unwrap_or_else(Instant::now);
+        let mut incident =
+            self.incident.take().unwrap_or_else(|| Incident::new(&self.name, fault, died, format!("{why}; {found}")));
+        let tried = restart::restart(&self.post, &self.cluster, &self.config, &mut self.budget, &mut incident).await?;
+        Ok(match tried {
+            Tried::Accepting => {
+                self.died = None;
+                self.post.set_state("well");
+                incident.close("recovered");
+                Next::LookAgain(Duration::ZERO)
+            }
+            Tried::Coming => {
+                self.incident = Some(incident);
+                Next::LookAgain(Duration::from_millis(100))
+            }
+            Tried::Later(pause) => {
+                self.incident = Some(incident);
+                Next::LookAgain(pause)
+            }
+            Tried::HandOver(fault, why) => {
+                incident.close("failed");
+                self.hand_over(fault, &why);
+                Next::LookAgain(Duration::from_secs(2))
+            }
+        })
+    }
+
+    /// It does not run, and that is somebody's wish, or nobody knows better.
+    fn stopped(&mut self, how: &str, unit: &UnitState, umbrella: Option<&UnitState>) {
+        let name = self.name.clone();
+        self.post.set_state("stopped");
+        if self.handover.is_pending() {
+            self.handover.forget();
+        }
+        if let Some(incident) = self.incident.take() {
+            incident.close("declined");
+        }
+        let quoted = format!("cluster {name} {how}");
+        if let Some(reason) =
+            standing::not_meant(self.cluster.start, unit, umbrella).or_else(|| shared::pause::of(&name))
+        {
+            self.say_once_as(log::Level::Info, &format!("{quoted} and {reason}, leaving it alone"));
+            return;
+        }
+        let pause = format!("pg-recover pause --cluster {name} 2h \"why\"");
+        let message = match self.config.on_clean_stop_of(&name) {
+            OnCleanStop::Start => format!(
+                "{quoted} although it is meant to run; pg-health-check will have it started again after {} checks. \
+                 To keep it stopped: {pause}",
+                self.config.health.max_failures
+            ),
+            OnCleanStop::Leave => format!("{quoted}; it stays so until a person starts it (on_clean_stop = \"leave\")"),
+        };
+        // Not at boot, nor again when this program is restarted: only somebody who just stopped it wants to know.
+        if self.say_once_as(log::Level::Warn, &message) && self.died.is_some() && !shared::unit::is_stopping() {
+            terminals::tell(&message);
+        }
+    }
+
+    // ---- both ----
+
+    /// Starts pg-recovery.service, now and, with growing spacing, as long as the fault stays.
+    fn hand_over(&mut self, fault: &str, why: &str) {
+        if !self.handover.is_due(Instant::now()) {
+            return;
+        }
+        let name = self.name.clone();
+        // Whoever holds the lock is repairing already.
+        if !matches!(Lock::try_take_shared(&name), Ok(Some(_))) {
+            return;
+        }
+        self.post.promise(Duration::from_secs(60));
+        match standing::units(&self.cluster) {
+            Ok((unit, umbrella)) => {
+                if let Standing::Left(reason) = standing::of(&self.cluster, &self.config, &unit, umbrella.as_ref()) {
+                    return self.leave(&reason);
+                }
+            }
+            Err(error) => {
+                self.say_once(&error.message);
+                return;
+            }
+        }
+        if self.config.mode_of(&name) == Mode::Observe {
+            return self.leave("is only observed; else pg-recovery.service would be started now");
+        }
+        match self.handover.start(Instant::now()) {
+            Ok(()) => log::warn!(MESSAGE_ID = FAULT, PG_CLUSTER = name.as_str(), PG_FAULT = fault;
+                "handed cluster {name} over to pg-recovery.service: {why}"),
+            Err(error) => {
+                self.say_once(&format!("could not hand cluster {name} over: {}", error.message));
+            }
+        }
+    }
+
+    fn leave(&mut self, reason: &str) {
+        let line = format!("cluster {} {reason}, leaving it alone", self.name);
+        if self.is_news(&line) {
+            log::info!(MESSAGE_ID = LEFT_ALONE, PG_CLUSTER = self.name.as_str(); "{line}");
+        }
+    }
+
+    fn say_once(&mut self, line: &str) -> bool {
+        self.say_once_as(log::Level::Warn, line)
+    }
+
+    fn say_once_as(&mut self, level: log::Level, line: &str) -> bool {
+        let is_news = self.is_news(line);
+        if is_news {
+            log::log!(level, PG_CLUSTER = self.name.as_str(); "{line}");
+        }
+        is_news
+    }
+
+    /// Has it not been said since the last change? Numbers do not make news: a pause has a minute less each minute.
+    fn is_news(&mut self, line: &str) -> bool {
+        let line: String = line.chars().filter(|c| !c.is_ascii_digit()).chain(['\n']).collect();
+        if self.said.contains(&line) {
+            return false;
+        }
+        if self.said.len() > 4096 {
+            self.said.clear();
+        }
+        self.said.push_str(&line);
+        true
+    }
+}
+
+/// How often systemd is asked about a cluster that is down. What changes in between shows in its log or control group.
+fn spacing(down: Duration) -> Duration {
+    match down.as_secs() {
+        0..10 => Duration::from_millis(500),
+        10..70 => Duration::from_secs(2),
+        _ => Duration::from_secs(30),
+    }
+}
+
+/// systemd gives a unit that is being started a control group (systemd.slice(5) for the name of an instance's slice).
+fn has_control_group(unit: &str) -> bool {
+    let stem = unit.split('@').next().unwrap_or(unit);
+    let slice =
+        if unit.contains('@') { format!("system-{}.slice/", stem.replace('-', "\\x2d")) } else { String::new() };
+    ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .iter()
+        .any(|root| std::path::Path::new(&format!("{root}/system.slice/{slice}{unit}")).exists())
+}
+
+fn register(pidfd: Pidfd) -> std::io::Result<AsyncFd<Pidfd>> {
+    // SAFETY: a Pidfd owns its descriptor and keeps it open for as long as it lives.
+    Ok(unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?)
+}
+
+/// Does `work`, unless `stop` comes first.
+async fn unless<S, T>(stop: impl Future<Output = S>, work: impl Future<Output = T>) -> Option<T> {
+    let (mut stop, mut work) = (pin!(stop), pin!(work));
+    poll_fn(|context| {
+        if stop.as_mut().poll(context).is_ready() {
+            return Poll::Ready(None);
+        }
+        work.as_mut().poll(context).map(Some)
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_is_dropped_as_soon_as_the_postmaster_ends() {
+        let runtime = shared::client::runtime().unwrap();
+        let began = Instant::now();
+        runtime.block_on(async {
+            assert_eq!(unless(sleep(Duration::from_millis(20)), sleep(Duration::from_secs(60))).await, None);
+            assert_eq!(unless(std::future::pending::<()>(), async { 7 }).await, Some(7));
+        });
+        assert!(began.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_cluster_that_stays_down_is_asked_about_less_and_less() {
+        let at = |seconds| spacing(Duration::from_secs(seconds));
+        assert!(at(1) < at(20) && at(20) < at(600));
+    }
+}
