@@ -219,7 +219,7 @@ facts_on_both_suites! {
 
     fn a_long_crash_recovery_rejects_clients_until_it_is_done(suite: Suite) {
         let host = Host::boot_plain(suite);
-        faults::h2_long_crash_recovery::inject_by_kill(&host, 1);
+        faults::h2_long_crash_recovery::inject_by_kill(&host, 5);
         wait_until_down(&host);
         host.start(&host.unit());
         host.wait_until("the server is in recovery", SOON, || {

@@ -384,7 +384,8 @@ impl Host {
 
     /// Adds a line to the table of measured downtimes that `tests/run` prints.
     pub fn publish_downtime(&self, what: &str, downtime: Duration) {
-        println!("DOWNTIME: {} | {what} | {:.2} s", self.suite.name(), downtime.as_secs_f64());
+        // libtest leaves its own line open, and tests/run looks for this at the start of one.
+        println!("\nDOWNTIME: {} | {what} | {:.2} s", self.suite.name(), downtime.as_secs_f64());
     }
 
     // ---- the product's own files -------------------------------------------------------------------------------------

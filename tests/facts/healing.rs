@@ -1,0 +1,227 @@
+//! What becomes of each fault on a host where the package is installed and nobody helps.
+
+use std::time::Duration;
+
+use host::{Host, Ledger, Suite, facts_on_both_suites, faults};
+
+const SOON: Duration = Duration::from_secs(60);
+/// Three passes of the timer, a minute apart, and the recovery.
+const THREE_CHECKS: Duration = Duration::from_secs(300);
+
+/// Waits until pg-watchdog has saved what a later recovery may need: the evidence and the good configuration.
+fn settled(host: &Host) {
+    let good = format!("ls -d /var/lib/pg-recovery/points/*-{}-main-good", host.version());
+    let evidence = format!("/var/lib/pg-recovery/evidence/{}-main/postmaster.pid", host.version());
+    host.wait_until("the good configuration and the evidence are saved", SOON, || {
+        host.run(&good).success() && host.file(&evidence).exists()
+    });
+}
+
+/// A client that commits, on a host that is settled.
+fn ledger_of(host: &Host) -> Ledger {
+    settled(host);
+    let ledger = host.ledger_of_fresh_sessions();
+    ledger.wait_for_commits(100);
+    ledger
+}
+
+/// The client commits again, nothing is lost, and the last recovery on record is of this fault.
+#[track_caller]
+fn healed(host: &Host, ledger: Ledger, fault: &str, within: Duration) {
+    ledger.wait_for_commits_within(50, within);
+    let tally = ledger.stop_and_check();
+    tally.assert_nothing_lost();
+    host.wait_until("the recovery is on record", SOON, || !host.recoveries().is_empty());
+    let record = host.recoveries().pop().expect("there is one");
+    assert_eq!(record["fault"], fault, "{record:#}");
+    assert_eq!(record["outcome"], "recovered", "{record:#}");
+    host.publish_downtime(&format!("{fault} healed"), tally.longest_gap());
+}
+
+facts_on_both_suites! {
+    fn a_killed_postmaster_is_back_at_once(host: Host) {
+        let ledger = ledger_of(&host);
+        faults::p1_postmaster_killed::inject(&host);
+        healed(&host, ledger, "P1", SOON);
+        host.journal_of("pg-recover").does_not_say("step");
+    }
+
+    fn a_stopped_postmaster_is_continued_and_no_session_is_lost(host: Host) {
+        settled(&host);
+        let (old, fresh) = (host.ledger(), ledger_of(&host));
+        let postmaster = faults::p2_postmaster_stopped::inject(&host);
+        healed(&host, fresh, "P2", SOON);
+        assert_eq!(host.postmaster_pid(), postmaster, "it was continued, not restarted");
+        let tally = old.stop_and_check();
+        tally.assert_nothing_lost();
+        assert_eq!(tally.failed + tally.unknown, 0, "a session was lost: {tally:?}");
+    }
+
+    fn all_processes_stopped_are_continued(host: Host) {
+        let ledger = ledger_of(&host);
+        let postmaster = host.postmaster_pid();
+        faults::p2_all_processes_stopped::inject(&host);
+        healed(&host, ledger, "P2", SOON);
+        assert_eq!(host.postmaster_pid(), postmaster, "it was continued, not restarted");
+    }
+
+    fn a_stale_an_empty_and_a_garbage_lock_file_after_a_power_cut_do_not_keep_it_down(host: Host) {
+        let ledger = ledger_of(&host);
+        for inject in [
+            faults::p6_postmaster_pid_unusable::inject_stale,
+            faults::p6_postmaster_pid_unusable::inject_empty,
+            faults::p6_postmaster_pid_unusable::inject_garbage,
+        ] {
+            inject(&host);
+            ledger.wait_for_commits_within(50, SOON);
+        }
+        ledger.stop_and_check().assert_nothing_lost();
+    }
+
+    fn a_recycled_pid_does_not_keep_it_down_and_its_new_owner_lives_on(host: Host) {
+        let ledger = ledger_of(&host);
+        let innocent = faults::p7_pid_recycled::inject_with_postgres_in_its_command_line(&host);
+        healed(&host, ledger, "P7", SOON);
+        assert!(host.is_alive(innocent));
+    }
+
+    fn a_removed_lock_file_is_put_back_and_nobody_notices(host: Host) {
+        let ledger = ledger_of(&host);
+        let file = host.file(&format!("{}/postmaster.pid", host.data_directory()));
+        let before = file.read_bytes();
+        let postmaster = faults::p8_postmaster_pid_removed::inject(&host);
+        host.wait_until("the lock file is back", SOON, || file.exists());
+        assert_eq!(file.read_bytes(), before);
+        // Once a minute the server looks at its lock file; a second such look must find it content.
+        ledger.wait_for_commits_within(2000, Duration::from_secs(120));
+        healed(&host, ledger, "P8", SOON);
+        assert_eq!(host.postmaster_pid(), postmaster);
+    }
+
+    fn orphans_of_a_dead_postmaster_are_ended(host: Host) {
+        let ledger = ledger_of(&host);
+        let orphan = faults::p9_orphan_backend::inject(&host);
+        healed(&host, ledger, "P9", SOON);
+        assert!(!host.is_alive(orphan));
+    }
+
+    fn an_unwritable_socket_directory_is_made_right(host: Host) {
+        let ledger = ledger_of(&host);
+        faults::p11_socket_directory::inject_unwritable(&host);
+        healed(&host, ledger, "P11", SOON);
+    }
+
+    fn a_missing_socket_directory_is_no_obstacle(host: Host) {
+        let ledger = ledger_of(&host);
+        faults::p11_socket_directory::inject_missing(&host);
+        ledger.wait_for_commits_within(50, SOON);
+        ledger.stop_and_check().assert_nothing_lost();
+    }
+
+    fn a_wrong_mode_of_the_data_directory_is_put_right(host: Host) {
+        let ledger = ledger_of(&host);
+        let mode = host.file(&host.data_directory()).mode();
+        faults::s7_data_directory_permissions::inject_mode(&host);
+        healed(&host, ledger, "S7", SOON);
+        assert_eq!(host.file(&host.data_directory()).mode(), mode);
+    }
+
+    fn a_wrong_owner_of_the_data_directory_is_put_right(host: Host) {
+        let ledger = ledger_of(&host);
+        faults::s7_data_directory_permissions::inject_owner(&host);
+        healed(&host, ledger, "S7", SOON);
+        assert_eq!(host.file(&host.data_directory()).owner(), host.uid_of("postgres"));
+    }
+
+    fn a_bad_line_in_postgresql_conf_is_undone_and_kept_beside(host: Host) {
+        let ledger = ledger_of(&host);
+        faults::c1_bad_postgresql_conf::inject(&host);
+        let bad = host.file(&format!("{}/postgresql.conf", host.configuration_directory())).read();
+        healed(&host, ledger, "C1", SOON);
+        let beside = host.sh(&format!("cat {}/postgresql.conf.broken-*", host.configuration_directory()));
+        assert_eq!(beside.trim_end(), bad.trim_end());
+        host.journal_of("pg-recover").says("the difference:");
+    }
+
+    fn a_bad_pg_hba_conf_is_undone(host: Host) {
+        let ledger = ledger_of(&host);
+        faults::c2_bad_pg_hba_conf::inject(&host);
+        healed(&host, ledger, "C2", SOON);
+    }
+
+    fn a_setting_that_does_not_let_it_start_is_undone(host: Host) {
+        let ledger = ledger_of(&host);
+        faults::c3_missing_preload_library::inject(&host);
+        healed(&host, ledger, "C3", SOON);
+        assert_eq!(host.psql("SHOW shared_preload_libraries"), "");
+    }
+
+    fn a_long_crash_recovery_is_left_alone(host: Host) {
+        let ledger = ledger_of(&host);
+        faults::h2_long_crash_recovery::inject_by_kill(&host, 2);
+        ledger.wait_for_commits_within(50, Duration::from_secs(180));
+        ledger.stop_and_check().assert_nothing_lost();
+        let redos = host.server_log().matches("redo starts at").count();
+        assert_eq!(redos, 1, "crash recovery was started over:\n{}", host.server_log());
+    }
+
+    fn a_missing_wal_tail_is_never_started_over(host: Host) {
+        settled(&host);
+        let (id, copy) = faults::s11_newest_wal_removed::inject(&host);
+        host.wait_for_journal("pg-recover", "a start would lose commits", SOON);
+        host.wait_until("it is on record", SOON, || host.recoveries().iter().any(|r| r["fault"] == "S11" && r["outcome"] == "manual"));
+        assert_ne!(host.state_of(&host.unit()), "active");
+        // A person brings the segment back; the next recovery starts the cluster, and the row is there.
+        host.sh(&format!("cp -a {copy} {}/pg_wal/$(basename {copy} .kept)", host.data_directory()));
+        assert!(host.start_and_wait("pg-recovery.service").success());
+        assert_eq!(host.psql(&format!("SELECT count(*) FROM tail WHERE id = {id}")), "1");
+    }
+
+    fn a_cluster_stopped_although_it_is_meant_to_run_is_started_after_three_checks(host: Host) {
+        let ledger = ledger_of(&host);
+        host.operator_stops("postgresql.service");
+        host.wait_for_state(&host.unit(), "inactive", SOON);
+        host.wait_for_journal("pg-watchdog", "pg-recover pause", SOON);
+        ledger.wait_for_commits_within(50, THREE_CHECKS);
+        ledger.stop_and_check().assert_nothing_lost();
+        host.journal_of("pg-recover").says("stopped cleanly although it is meant to run");
+        host.wait_until("it is on record", SOON, || host.recoveries().last().is_some_and(|r| r["fault"] == "O1"));
+        assert_eq!(host.recoveries().last().expect("there is one")["outcome"], "recovered");
+    }
+
+    fn torn_empty_and_unwritable_state_does_not_stop_a_recovery(host: Host) {
+        let ledger = ledger_of(&host);
+        let version = host.version();
+        host.sh("systemctl stop pg-watchdog");
+        for name in ["recover", "watchdog", "health"] {
+            host.file(&format!("/var/lib/pg-recovery/{name}/{version}-main.json")).write("{\"version\":1,\"ser");
+        }
+        faults::t1_state_file::inject_empty(&host, &format!("/var/lib/pg-recovery/evidence/{version}-main/evidence.json"));
+        host.sh("systemctl start pg-watchdog");
+        host.wait_for_journal("pg-watchdog", "set aside", SOON);
+        faults::p1_postmaster_killed::inject(&host);
+        ledger.wait_for_commits_within(50, SOON);
+        faults::t1_state_file::inject_disk_full(&host);
+        host.sh("systemctl restart pg-watchdog");
+        faults::p1_postmaster_killed::inject(&host);
+        ledger.wait_for_commits_within(50, SOON);
+        ledger.stop_and_check().assert_nothing_lost();
+    }
+}
+
+/// Faults of two clusters at the same time are healed side by side.
+#[test]
+fn a_hung_cluster_does_not_delay_the_recovery_of_another() {
+    let host = Host::boot(Suite::Trixie);
+    settled(&host);
+    let second = host.create_cluster("second");
+    let good = format!("ls -d /var/lib/pg-recovery/points/*-{}-second-good", host.version());
+    host.wait_until("the second cluster is watched", SOON, || host.run(&good).success());
+    let (one, two) = (host.ledger(), host.ledger_on(&second));
+    faults::p2_all_processes_stopped::inject(&host);
+    host.signal(host.postmaster_pid_of(&second), host::Signal::SIGKILL);
+    one.wait_for_commits_within(50, SOON);
+    two.wait_for_commits_within(50, SOON);
+    one.stop_and_check().assert_nothing_lost();
+    two.stop_and_check().assert_nothing_lost();
+}
