@@ -99,7 +99,6 @@ pub struct Startup {
     pub pid: i32,
     pub started: u64,
     pub cpu: u64,
-    pub switches: u64,
     pub io: u64,
     pub title: String,
     /// Passes in a row that found the cluster starting.

@@ -1,0 +1,264 @@
+//! What the server tells about itself: connections, ages, archiver, slots, prepared transactions, configuration files.
+
+use shared::client::{Refusal, Rows, Session};
+use shared::config::Health;
+
+use crate::probe::Budget;
+use crate::score::Finding;
+
+/// Each statement returns rows that begin with its tag, so that all of them can be asked in one round trip.
+const STATEMENTS: &[(&str, &str)] = &[
+    (
+        // A commit that waits for a synchronous standby shows as SyncRep (manual, table 28.4).
+        "connections",
+        "SELECT 'connections', count(*) FILTER (WHERE backend_type = 'client backend'), \
+         current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int \
+         - coalesce(nullif(current_setting('reserved_connections', true), '')::int, 0), \
+         count(*) FILTER (WHERE wait_event = 'SyncRep' AND state_change < clock_timestamp() - interval '10 s') \
+         FROM pg_stat_activity",
+    ),
+    ("xid_age", "(SELECT 'xid_age', age(datfrozenxid), datname FROM pg_database ORDER BY 2 DESC LIMIT 1)"),
+    (
+        "multixact_age",
+        "(SELECT 'multixact_age', mxid_age(datminmxid), datname FROM pg_database ORDER BY 2 DESC LIMIT 1)",
+    ),
+    (
+        "archiver",
+        "SELECT 'archiver', last_failed_wal, \
+         extract(epoch FROM clock_timestamp() - last_failed_time)::bigint, failed_count FROM pg_stat_archiver \
+         WHERE current_setting('archive_mode') <> 'off' \
+         AND last_failed_time > coalesce(last_archived_time, '-infinity')",
+    ),
+    (
+        "slots",
+        "SELECT 'slots', slot_name, active, wal_status, pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() \
+         THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn)::bigint \
+         FROM pg_replication_slots",
+    ),
+    (
+        "prepared",
+        "SELECT 'prepared', gid, owner, database, extract(epoch FROM clock_timestamp() - prepared)::bigint \
+         FROM pg_prepared_xacts ORDER BY prepared LIMIT 1",
+    ),
+    // Before "pending": reading the files marks what differs from the running server.
+    (
+        "settings",
+        "SELECT 'settings', sourcefile, sourceline, name, error FROM pg_file_settings WHERE error IS NOT NULL",
+    ),
+    ("pending", "SELECT 'pending', name FROM pg_settings WHERE pending_restart"),
+    ("hba", "SELECT 'hba', line_number, error FROM pg_hba_file_rules WHERE error IS NOT NULL"),
+];
+
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    rows: Vec<Row>,
+    failures: Vec<(&'static str, Refusal)>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Row(Vec<Option<String>>);
+
+impl Row {
+    pub fn text(&self, column: usize) -> Option<&str> {
+        self.0.get(column)?.as_deref()
+    }
+
+    pub fn number(&self, column: usize) -> Option<f64> {
+        self.text(column)?.parse().ok()
+    }
+
+    pub fn is_true(&self, column: usize) -> bool {
+        self.text(column) == Some("t")
+    }
+}
+
+impl Catalog {
+    pub async fn ask(session: &Session, budget: &Budget) -> Catalog {
+        let all = STATEMENTS.iter().map(|(_, sql)| *sql).collect::<Vec<_>>().join("; ");
+        let mut catalog = Catalog::default();
+        match session.query(&all, budget.left()).await {
+            Ok(rows) => catalog.add(rows),
+            // One of them fails, as pg_hba_file_rules does without the file: the others still have an answer.
+            Err(Refusal::Server(..)) => {
+                for (tag, sql) in STATEMENTS {
+                    match session.query(sql, budget.left()).await {
+                        Ok(rows) => catalog.add(rows),
+                        Err(refusal) => catalog.failures.push((tag, refusal)),
+                    }
+                }
+            }
+            Err(refusal) => {
+                catalog.failures = STATEMENTS.iter().map(|(tag, _)| (*tag, refusal.clone())).collect();
+            }
+        }
+        catalog
+    }
+
+    fn add(&mut self, rows: Rows) {
+        self.rows.extend(rows.into_iter().map(Row));
+    }
+
+    pub fn rows<'a>(&'a self, tag: &'a str) -> impl Iterator<Item = &'a Row> {
+        self.rows.iter().filter(move |row| row.text(0) == Some(tag))
+    }
+
+    pub fn failure(&self, tag: &str) -> Option<&Refusal> {
+        self.failures.iter().find(|(t, _)| *t == tag).map(|(_, refusal)| refusal)
+    }
+
+    /// Commits that have been waiting for a synchronous standby for 10 s and longer.
+    pub fn waiting_for_standby(&self) -> u64 {
+        self.rows("connections").find_map(|row| row.number(3)).unwrap_or_default() as u64
+    }
+
+    #[cfg(test)]
+    pub fn of(rows: &[&[&str]]) -> Catalog {
+        let row = |row: &&[&str]| Row(row.iter().map(|text| Some(text.to_string())).collect());
+        Catalog { rows: rows.iter().map(row).collect(), failures: Vec::new() }
+    }
+}
+
+pub fn judge(catalog: &Catalog, config: &Health) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = Vec::new();
+    for tag in ["connections", "xid_age", "multixact_age", "archiver", "slots", "prepared_transactions"] {
+        if let Some(why) = catalog.failure(tag.trim_end_matches("_transactions")) {
+            findings.push(Finding::unknown(tag, format!("could not be asked: {why}")));
+        }
+    }
+    findings.extend(catalog.rows("connections").filter_map(|row| connections(row, config)));
+    for (tag, what) in [("xid_age", "transaction id"), ("multixact_age", "multixact id")] {
+        findings.extend(catalog.rows(tag).filter_map(|row| age(tag, what, row, config)));
+    }
+    if catalog.failure("archiver").is_none() {
+        findings.push(archiver(catalog));
+    }
+    if catalog.failure("slots").is_none() {
+        findings.push(slots(catalog, config));
+    }
+    if catalog.failure("prepared").is_none() {
+        findings.push(prepared(catalog, config));
+    }
+    findings
+}
+
+fn connections(row: &Row, config: &Health) -> Option<Finding> {
+    let (used, slots) = (row.number(1)?, row.number(2)?.max(1.0));
+    let percent = 100.0 * used / slots;
+    let message = format!("{used} of {slots} connection slots are used");
+    let limits = (config.connections_warn.into(), config.connections_fail.into());
+    Some(Finding::level("connections", percent, "%", limits, message))
+}
+
+fn age(name: &str, what: &str, row: &Row, config: &Health) -> Option<Finding> {
+    let age = row.number(1)?;
+    let message = format!("the oldest {what} is {age} transactions old, in database {}", row.text(2)?);
+    Some(Finding::level(name, age, "", (config.xid_age_warn.into(), config.xid_age_fail.into()), message))
+}
+
+fn archiver(catalog: &Catalog) -> Finding {
+    match catalog.rows("archiver").next() {
+        None => Finding::ok("archiver", "archiving does not fail"),
+        Some(row) => {
+            let (wal, ago) = (row.text(1).unwrap_or("?"), row.text(2).unwrap_or("?"));
+            let message = format!("archiving fails, last {ago}s ago with {wal}; WAL stays until it works again");
+            Finding::warning("archiver", message)
+        }
+    }
+}
+
+fn slots(catalog: &Catalog, config: &Health) -> Finding {
+    let mut worst: Option<(f64, &str, bool)> = None;
+    let mut lost = Vec::new();
+    for row in catalog.rows("slots") {
+        let name = row.text(1).unwrap_or("?");
+        if row.text(3) == Some("lost") {
+            lost.push(name);
+        }
+        let kept = row.number(4).unwrap_or_default();
+        if worst.is_none_or(|(most, ..)| kept > most) {
+            worst = Some((kept, name, row.is_true(2)));
+        }
+    }
+    let Some((kept, name, active)) = worst else {
+        return Finding::ok("slots", "there is no replication slot");
+    };
+    let user = if active { "" } else { ", which nobody reads" };
+    let message = format!("{:.0} MB of WAL are kept for slot {name}{user}", kept / f64::from(1 << 20));
+    let finding = Finding::level("slots", kept, "B", (config.slot_warn as f64, config.slot_fail as f64), message);
+    if !lost.is_empty() && finding.check.status == shared::health::Status::Ok {
+        let message = format!("slot {} has lost WAL that its reader needs", lost.join(", "));
+        return Finding::warning("slots", message).value(kept, "B");
+    }
+    finding
+}
+
+fn prepared(catalog: &Catalog, config: &Health) -> Finding {
+    let name = "prepared_transactions";
+    let Some(row) = catalog.rows("prepared").next() else {
+        return Finding::ok(name, "there is no prepared transaction");
+    };
+    let age = row.number(4).unwrap_or_default();
+    let (gid, owner, database) = (row.text(1), row.text(2), row.text(3));
+    let of = |text: Option<&str>| text.unwrap_or("?").to_string();
+    let message = format!(
+        "transaction \"{}\" of {} in database {} has been prepared for {age}s; it holds locks and keeps VACUUM back",
+        of(gid),
+        of(owner),
+        of(database)
+    );
+    let limit = config.prepared_transaction_warn.as_secs_f64();
+    let finding = if age >= limit { Finding::warning(name, message) } else { Finding::ok(name, message) };
+    finding.value(age, "s")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::health::Status;
+
+    fn status_of(rows: &[&[&str]], name: &str) -> Status {
+        let findings = judge(&Catalog::of(rows), &Health::default());
+        findings.iter().find(|f| f.check.name == name).map(|f| f.check.status).expect(name)
+    }
+
+    #[test]
+    fn connection_slots_have_two_levels() {
+        for (used, status) in [("10", Status::Ok), ("75", Status::Warning), ("90", Status::Critical)] {
+            assert_eq!(status_of(&[&["connections", used, "100", "0"]], "connections"), status);
+        }
+    }
+
+    #[test]
+    fn ages_are_judged_for_both_kinds_of_ids() {
+        assert_eq!(status_of(&[&["xid_age", "600000000", "app"]], "xid_age"), Status::Warning);
+        assert_eq!(status_of(&[&["multixact_age", "1000000000", "app"]], "multixact_age"), Status::Critical);
+    }
+
+    #[test]
+    fn what_fails_or_is_forgotten_is_a_warning() {
+        assert_eq!(status_of(&[], "archiver"), Status::Ok);
+        assert_eq!(status_of(&[&["archiver", "000000010000000000000003", "9", "3"]], "archiver"), Status::Warning);
+        assert_eq!(status_of(&[&["prepared", "g", "o", "d", "899"]], "prepared_transactions"), Status::Ok);
+        assert_eq!(status_of(&[&["prepared", "g", "o", "d", "900"]], "prepared_transactions"), Status::Warning);
+    }
+
+    #[test]
+    fn the_slot_that_keeps_most_is_named() {
+        let (small, big) = ("1000", "20000000000");
+        let rows: &[&[&str]] = &[&["slots", "a", "t", "reserved", small], &["slots", "b", "f", "extended", big]];
+        let finding = slots(&Catalog::of(rows), &Health::default());
+        assert_eq!(finding.check.status, Status::Warning);
+        assert!(finding.check.message.ends_with("for slot b, which nobody reads"), "{}", finding.check.message);
+        assert_eq!(status_of(&[&["slots", "a", "f", "lost", ""]], "slots"), Status::Warning);
+        assert_eq!(status_of(&[], "slots"), Status::Ok);
+    }
+
+    #[test]
+    fn a_question_without_an_answer_is_not_known() {
+        let failures = vec![("slots", Refusal::Timeout), ("prepared", Refusal::Timeout)];
+        let findings = judge(&Catalog { rows: Vec::new(), failures }, &Health::default());
+        let unknown: Vec<_> =
+            findings.iter().filter(|f| f.check.status == Status::Unknown).map(|f| f.check.name.as_str()).collect();
+        assert_eq!(unknown, ["slots", "prepared_transactions"]);
+    }
+}

@@ -1,0 +1,74 @@
+//! Memory and pressure of the host, the same for all its clusters.
+
+use shared::config::Health;
+
+use crate::score::Finding;
+
+pub fn check(config: &Health) -> Vec<Finding> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let pressure = ["cpu", "memory", "io"].map(|kind| {
+        let share = read(&format!("/proc/pressure/{kind}")).as_deref().and_then(some_avg60);
+        (kind, share)
+    });
+    let mut findings = vec![judge_memory(read("/proc/meminfo").as_deref().and_then(memory), config)];
+    findings.extend(judge_pressure(&pressure, config));
+    findings
+}
+
+/// Total and available memory in kB (proc(5)).
+fn memory(text: &str) -> Option<(u64, u64)> {
+    let field = |name: &str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    Some((field("MemTotal")?, field("MemAvailable")?)).filter(|(total, _)| *total > 0)
+}
+
+fn judge_memory(memory: Option<(u64, u64)>, config: &Health) -> Finding {
+    let Some((total, available)) = memory else {
+        return Finding::unknown("memory", "/proc/meminfo does not tell how much memory is available");
+    };
+    let used = 100.0 * (total.saturating_sub(available)) as f64 / total as f64;
+    let message = format!("{used:.0}% of memory is used, {} MB are available", available >> 10);
+    Finding::level("memory", used, "%", (config.memory_warn.into(), config.memory_fail.into()), message)
+}
+
+/// `some avg10=0.00 avg60=1.23 ...`: percent of the last minute in which some task waited
+/// (Documentation/accounting/psi.rst).
+fn some_avg60(text: &str) -> Option<f64> {
+    let line = text.lines().find_map(|l| l.strip_prefix("some "))?;
+    line.split_whitespace().find_map(|word| word.strip_prefix("avg60="))?.parse().ok()
+}
+
+/// Pressure is a warning at most: a busy host is slow, not broken. Kernels without it say nothing.
+fn judge_pressure(pressure: &[(&str, Option<f64>)], config: &Health) -> Option<Finding> {
+    let worst = pressure.iter().filter_map(|(kind, share)| Some((*kind, (*share)?))).max_by(|a, b| a.1.total_cmp(&b.1));
+    let (kind, share) = worst?;
+    let message = format!("for {share:.0}% of the last minute some task waited for {kind}");
+    let limit = f64::from(config.pressure_warn);
+    let finding = if share >= limit { Finding::warning("pressure", message) } else { Finding::ok("pressure", message) };
+    Some(finding.value(share, "%").limits(limit, 100.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::health::Status;
+
+    #[test]
+    fn memory_is_judged_by_what_is_available() {
+        let text = "MemTotal:       1000 kB\nMemFree:         10 kB\nMemAvailable:     80 kB\n";
+        let judged = judge_memory(memory(text), &Health::default());
+        assert_eq!((judged.check.status, judged.check.value), (Status::Warning, Some(92.0)));
+        assert_eq!(judge_memory(memory(""), &Health::default()).check.status, Status::Unknown);
+    }
+
+    #[test]
+    fn the_highest_pressure_counts_and_is_never_critical() {
+        let text = "some avg10=0.00 avg60=99.5 avg300=0.00 total=1\nfull avg10=0.00 avg60=12.00 avg300=0.00 total=1\n";
+        let judged = judge_pressure(&[("cpu", Some(1.0)), ("io", some_avg60(text))], &Health::default()).unwrap();
+        assert_eq!(judged.check.status, Status::Warning);
+        assert!(judged.check.message.ends_with("waited for io"), "{}", judged.check.message);
+        assert_eq!(judge_pressure(&[("cpu", None)], &Health::default()), None);
+    }
+}

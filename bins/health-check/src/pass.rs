@@ -1,0 +1,289 @@
+//! One pass over the clusters: each in a thread of its own, so that one that hangs delays no other.
+
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use shared::client::{self, Refusal};
+use shared::clock::Stamp;
+use shared::cluster::{Cluster, Start};
+use shared::config::Config;
+use shared::health::{self, Health, Sample, Startup, Status};
+use shared::pidfile::LockFile;
+use shared::standing;
+
+use crate::postmaster::{self, Facts};
+use crate::probe::{self, Answers, Questions};
+use crate::score::{self, Finding};
+use crate::startup::{self, Progress};
+use crate::{certificate, count, settings, standby, volume};
+
+/// After that time a cluster's thread is given up; the unit has 50 s.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// How long a file system may take to tell how full it is.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What all clusters are asked with.
+pub struct Pass {
+    pub config: Config,
+    /// Findings about the host.
+    pub host: Vec<Finding>,
+    pub password: Option<String>,
+    /// Keep the score.
+    pub counts: bool,
+}
+
+/// What was found about one cluster.
+pub struct Outcome {
+    pub cluster: String,
+    pub status: Status,
+    pub score: u8,
+    pub failures: u32,
+    pub max_failures: u32,
+    pub findings: Vec<Finding>,
+    /// primary, standby; empty when it is not known.
+    pub role: &'static str,
+    /// A recovery is due.
+    pub is_due: bool,
+}
+
+/// The outcomes, the worst first.
+pub fn run(clusters: Vec<Cluster>, pass: Pass) -> Vec<Outcome> {
+    let deadline = Instant::now() + PATIENCE;
+    let (pass, (sender, receiver)) = (Arc::new(pass), mpsc::channel());
+    let mut waiting: Vec<String> = clusters.iter().map(Cluster::name).collect();
+    for cluster in clusters {
+        let (pass, sender) = (pass.clone(), sender.clone());
+        std::thread::spawn(move || {
+            // The receiver is gone only when the program ends.
+            let _ = sender.send(pass.one(&cluster));
+        });
+    }
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    while !waiting.is_empty() {
+        let Ok(outcome) = receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) else { break };
+        waiting.retain(|name| *name != outcome.cluster);
+        outcomes.push(outcome);
+    }
+    for name in waiting {
+        // Most likely the file system of the data directory hangs. It is not counted, because whoever hangs there
+        // never comes to the counting; systemd ends the unit in time, and that starts a recovery as well.
+        let message = format!("the check itself did not end within {}s", PATIENCE.as_secs());
+        let finding = Finding::critical("process", message);
+        outcomes.push(Outcome::of(name, vec![finding], &pass.config, 0));
+    }
+    outcomes.sort_by(|a, b| (b.is_due, b.status, &a.cluster).cmp(&(a.is_due, a.status, &b.cluster)));
+    outcomes
+}
+
+impl Outcome {
+    fn of(cluster: String, findings: Vec<Finding>, config: &Config, failures: u32) -> Outcome {
+        Outcome {
+            cluster,
+            status: score::overall(&findings),
+            score: score::score(&findings),
+            failures,
+            max_failures: config.health.max_failures,
+            findings,
+            role: "",
+            is_due: false,
+        }
+    }
+
+    fn value(&self, is_wanted: impl Fn(&str) -> bool) -> Option<f64> {
+        let values = self.findings.iter().filter(|f| is_wanted(&f.check.name)).filter_map(|f| f.check.value);
+        values.max_by(f64::total_cmp)
+    }
+
+    fn sample(&self, now: &Stamp) -> Sample {
+        Sample {
+            at: now.wall as u64,
+            score: self.score,
+            disk: self.value(|name| name.starts_with("disk_")),
+            connections: self.value(|name| name == "connections"),
+            xid_age: self.value(|name| name == "xid_age"),
+        }
+    }
+}
+
+impl Pass {
+    fn one(&self, cluster: &Cluster) -> Outcome {
+        let (name, now) = (cluster.name(), Stamp::now());
+        let mut state = health::state(&name);
+        let disks = look_at_disks(cluster);
+        let facts = Facts::look(cluster);
+        let mut progress = None;
+        let mut outcome = match left_alone(cluster, &facts) {
+            Some(why) => {
+                let finding = Finding::ok("process", format!("cluster {name} {why}, leaving it alone"));
+                Outcome::of(name.clone(), vec![finding], &self.config, state.value.failures)
+            }
+            None => {
+                let last = &mut state.value;
+                let (findings, role, seen) = self.examine(cluster, &facts, &disks, last, &now);
+                progress = seen;
+                Outcome { role, ..Outcome::of(name.clone(), findings, &self.config, last.failures) }
+            }
+        };
+        if self.counts {
+            let hold = || count::hold(cluster, &self.config, &facts, progress.as_ref());
+            let count = count::decide(&outcome.findings, outcome.status, hold);
+            let health = &mut state.value;
+            outcome.is_due = count::enter(health, &count, outcome.max_failures);
+            outcome.failures = health.failures;
+            health.status = outcome.status;
+            health.score = outcome.score;
+            health.checks = outcome.findings.iter().map(|f| f.check.clone()).collect();
+            health.remember(outcome.sample(&now));
+            health.at = now;
+            count::tell(cluster, &self.config, &facts, &count, outcome.failures);
+            state.save_or_warn();
+        }
+        outcome
+    }
+
+    /// All findings about one cluster, its role, and how its start comes on if it is starting.
+    fn examine(
+        &self,
+        cluster: &Cluster,
+        facts: &Facts,
+        disks: &mpsc::Receiver<Disks>,
+        last: &mut Health,
+        now: &Stamp,
+    ) -> (Vec<Finding>, &'static str, Option<Progress>) {
+        let config = &self.config.health;
+        let running = match &facts.lock {
+            LockFile::Present(file) if facts.runs() => Some(file),
+            _ => None,
+        };
+        let answers = match client::runtime() {
+            Ok(runtime) => {
+                let questions = Questions::of(cluster, running, config, self.password.clone());
+                let answers = runtime.block_on(probe::ask(&questions));
+                // Looking up a name may still hang in a thread.
+                runtime.shutdown_background();
+                answers
+            }
+            Err(e) => Answers::none(Refusal::Broken(format!("could not create a runtime: {e}"))),
+        };
+        let progress = progress(cluster, facts, running.map(|f| f.status.as_str()), &answers, last);
+        let mut findings = vec![postmaster::judge(cluster, facts)];
+        if is_cold_standby(cluster, running.map(|f| f.status.as_str()), &answers) {
+            findings.push(Finding::ok("replay", "a standby that takes no connections (hot_standby is off)"));
+        } else {
+            findings.extend(probe::judge(&answers, cluster, config));
+        }
+        if let Some(Ok(standby)) = &answers.standby {
+            findings.push(standby::judge(standby, &last.replay, now));
+            last.replay = standby::remember(&last.replay, standby, now);
+        } else if let Some(Err(why)) = &answers.standby {
+            findings.push(Finding::unknown("replay", format!("could not be asked: {why}")));
+        }
+        match disks.recv_timeout(DISK_PATIENCE) {
+            Ok(disks) => {
+                findings.extend(volume::judge(&disks.volumes, config));
+                last.rehearsal = settings::rehearsal(cluster, &last.rehearsal, disks.signature, facts.runs());
+                findings.extend(settings::judge(facts.runs(), answers.catalog.as_ref(), Some(&last.rehearsal)));
+            }
+            Err(_) => {
+                let message = format!("a file system of the cluster gave no answer for {}s", DISK_PATIENCE.as_secs());
+                findings.push(Finding::critical("disk_unexamined", message));
+            }
+        }
+        if let Some(file) = certificate_file(cluster, &answers) {
+            let looked = certificate::look(cluster, &file);
+            findings.push(certificate::judge(&looked, now.wall as i64, config));
+        }
+        findings.extend(self.host.iter().cloned());
+        let role = match answers.identity {
+            Some(identity) if identity.is_standby => "standby",
+            Some(_) => "primary",
+            None => "",
+        };
+        (findings, role, progress)
+    }
+}
+
+struct Disks {
+    volumes: Vec<Result<volume::Volume, String>>,
+    signature: String,
+}
+
+/// In a thread of its own: a dead network file system never answers.
+fn look_at_disks(cluster: &Cluster) -> mpsc::Receiver<Disks> {
+    let (sender, receiver) = mpsc::channel();
+    let cluster = cluster.clone();
+    std::thread::spawn(move || {
+        let looked =
+            cluster.owner.act(|| Disks { volumes: volume::look(&cluster), signature: settings::signature(&cluster) });
+        let disks = looked.unwrap_or_else(|e| Disks { volumes: vec![Err(e.message)], signature: String::new() });
+        let _ = sender.send(disks);
+    });
+    receiver
+}
+
+/// It does not run, and is not meant to.
+fn left_alone(cluster: &Cluster, facts: &Facts) -> Option<String> {
+    if facts.runs() || facts.unclear.is_some() {
+        return None;
+    }
+    match &facts.units {
+        Some((unit, umbrella)) => standing::not_meant(cluster.start, unit, umbrella.as_ref()),
+        None if cluster.start != Start::Auto => Some("is not set to auto in start.conf".into()),
+        None => None,
+    }
+}
+
+/// How the start comes on; `None` when the cluster is not starting.
+fn progress(
+    cluster: &Cluster,
+    facts: &Facts,
+    status: Option<&str>,
+    answers: &Answers,
+    last: &mut Health,
+) -> Option<Progress> {
+    let is_rejecting = matches!(answers.connect, Err(Refusal::Starting(_))) && status != Some("stopping");
+    // Between fork and listen(2) there is a postmaster and no socket.
+    let is_new = status == Some("starting") && matches!(answers.connect, Err(Refusal::NoSocket | Refusal::Refused));
+    if !is_rejecting && !is_new && !facts.is_being_started() {
+        last.startup = Startup::default();
+        return None;
+    }
+    let (progress, memory) = startup::watch(cluster, &last.startup);
+    last.startup = memory;
+    Some(progress)
+}
+
+fn is_cold_standby(cluster: &Cluster, status: Option<&str>, answers: &Answers) -> bool {
+    matches!(answers.connect, Err(Refusal::Starting(_)))
+        && status == Some("standby")
+        && cluster.setting("hot_standby") == Some("off")
+}
+
+/// The file with the certificate, as the running server knows it or as the files say; `None` without TLS.
+fn certificate_file(cluster: &Cluster, answers: &Answers) -> Option<String> {
+    match &answers.identity {
+        Some(identity) => identity.certificate.clone().filter(|_| identity.ssl),
+        None => cluster
+            .setting("ssl")
+            .is_some_and(|ssl| ["on", "true", "yes", "1"].contains(&ssl))
+            .then(|| cluster.setting("ssl_cert_file").unwrap_or("server.crt").to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_history_keeps_the_fullest_volume() {
+        let findings = vec![
+            Finding::level("disk_data", 40.0, "%", (80.0, 90.0), ""),
+            Finding::level("disk_wal", 60.0, "%", (80.0, 90.0), ""),
+            Finding::level("connections", 3.0, "%", (75.0, 90.0), ""),
+        ];
+        let outcome = Outcome::of("16/main".into(), findings, &Config::default(), 0);
+        let sample = outcome.sample(&Stamp { wall: 7.9, ..Stamp::default() });
+        assert_eq!((sample.at, sample.disk, sample.connections, sample.xid_age), (7, Some(60.0), Some(3.0), None));
+    }
+}

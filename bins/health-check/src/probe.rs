@@ -1,0 +1,510 @@
+//! What a client sees: connections on the socket and on TCP, a login of the application, a query, a commit.
+//!
+//! All of it is under one deadline. The row that is written is `pg_recovery.heartbeat` in `health.database`: one row,
+//! updated in place (no index changes, so PostgreSQL prunes the old versions on its page), which never grows.
+
+use std::time::{Duration, Instant};
+
+use shared::client::{Address, Refusal, Session, Target, retry};
+use shared::cluster::Cluster;
+use shared::config::{Application, Health};
+use shared::pidfile::PidFile;
+
+use crate::catalog::{self, Catalog};
+use crate::score::Finding;
+use crate::standby::{self, Standby};
+
+pub const APPLICATION_NAME: &str = "pg-health-check";
+
+const CREATE: &str = "CREATE SCHEMA IF NOT EXISTS pg_recovery; \
+     CREATE TABLE IF NOT EXISTS pg_recovery.heartbeat \
+     (id smallint PRIMARY KEY CHECK (id = 1), beat bigint NOT NULL, at timestamptz NOT NULL) WITH (fillfactor = 50)";
+const INSERT: &str = "INSERT INTO pg_recovery.heartbeat VALUES (1, 0, clock_timestamp()) ON CONFLICT DO NOTHING";
+const BEAT: &str =
+    "UPDATE pg_recovery.heartbeat SET beat = beat + 1, at = clock_timestamp() WHERE id = 1 RETURNING beat";
+
+// A check that was killed while it waited for a synchronous standby leaves a session that waits on, with the row
+// locked. To cancel such a wait only ends the wait: the row is committed here already (manual, 20.6.1).
+const CANCEL_LEFTOVERS: &str = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity \
+     WHERE application_name = 'pg-health-check' AND usename = current_user AND wait_event = 'SyncRep' \
+     AND pid <> pg_backend_pid() AND state_change < clock_timestamp() - interval '30 s'";
+
+// The owner of the schema and the table is asked because whoever may create objects in the database could have put a
+// table of that name there, with a trigger that would run with the rights of this session.
+const IDENTITY: &str = "SELECT pg_backend_pid(), pg_is_in_recovery(), n.nspowner = r.oid, \
+     c.relowner = r.oid AND c.relkind = 'r', current_setting('ssl'), current_setting('ssl_cert_file'), \
+     current_setting('listen_addresses') \
+     FROM pg_roles r LEFT JOIN pg_namespace n ON n.nspname = 'pg_recovery' \
+     LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = 'heartbeat' WHERE r.rolname = current_user";
+
+/// The time that is left for a pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    deadline: Instant,
+    step: Duration,
+}
+
+impl Budget {
+    pub fn new(config: &Health) -> Self {
+        // The unit gives the program 50 s in all; a person who set longer times still gets an answer.
+        let all = (config.connect_timeout + config.query_fail + Duration::from_secs(1)).min(Duration::from_secs(30));
+        Budget { deadline: Instant::now() + all, step: config.query_fail }
+    }
+
+    /// For the next question.
+    pub fn left(&self) -> Duration {
+        self.step.min(self.deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// The same, with something left for a question about its failure.
+    fn left_but(&self, reserve: Duration) -> Duration {
+        self.left().min(self.deadline.saturating_duration_since(Instant::now() + reserve))
+    }
+}
+
+/// What is asked of one cluster.
+#[derive(Clone, Debug)]
+pub struct Questions {
+    pub socket: Target,
+    pub tcp: Vec<Target>,
+    pub application: Option<Target>,
+    pub connect_timeout: Duration,
+    pub budget: Budget,
+}
+
+impl Questions {
+    pub fn of(cluster: &Cluster, running: Option<&PidFile>, config: &Health, password: Option<String>) -> Self {
+        let (directory, port) = cluster.socket(running);
+        let socket = Target {
+            address: Address::Socket(directory, port),
+            owner: cluster.owner.clone(),
+            role: cluster.owner.name.clone(),
+            database: config.database.clone(),
+            password: None,
+            application_name: APPLICATION_NAME,
+        };
+        let tcp = cluster.tcp_addresses().into_iter();
+        let tcp = tcp.map(|host| Target { address: Address::Tcp(host, port), ..socket.clone() }).collect();
+        let application = config.application.as_ref().map(|Application { role, database, host }| Target {
+            address: host.clone().map_or_else(|| socket.address.clone(), |host| Address::Tcp(host, port)),
+            role: role.clone(),
+            database: database.clone(),
+            password,
+            ..socket.clone()
+        });
+        Questions { socket, tcp, application, connect_timeout: config.connect_timeout, budget: Budget::new(config) }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Identity {
+    pub pid: i32,
+    pub is_standby: bool,
+    /// Whether schema and table belong to our role; `None`: there is none.
+    schema: Option<bool>,
+    table: Option<bool>,
+    pub ssl: bool,
+    pub certificate: Option<String>,
+    pub listen_addresses: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    Committed(Duration),
+    /// Another session holds the row or the table.
+    Locked,
+    /// No end within this time; what the server says it waits for.
+    Waits(Duration, Option<String>),
+    /// Schema or table belong to another role.
+    Foreign,
+    Refused(Refusal),
+}
+
+#[derive(Debug)]
+pub struct Answers {
+    pub connect: Result<Duration, Refusal>,
+    pub query: Option<Result<Duration, Refusal>>,
+    pub identity: Option<Identity>,
+    pub write: Option<Write>,
+    pub standby: Option<Result<Standby, Refusal>>,
+    pub catalog: Option<Catalog>,
+    pub tcp: Vec<(String, Result<(), Refusal>)>,
+    pub application: Option<Result<(), Refusal>>,
+}
+
+impl Answers {
+    /// Nothing was asked, because there is no connection.
+    pub fn none(why: Refusal) -> Answers {
+        Answers {
+            connect: Err(why),
+            query: None,
+            identity: None,
+            write: None,
+            standby: None,
+            catalog: None,
+            tcp: Vec::new(),
+            application: None,
+        }
+    }
+}
+
+/// Asks everything, the three ways of connecting at the same time.
+pub async fn ask(questions: &Questions) -> Answers {
+    let patience = questions.connect_timeout;
+    let knock = |target: &Target| {
+        let target = target.clone();
+        tokio::spawn(async move { Session::connect(&target, patience).await.map(drop) })
+    };
+    let tcp: Vec<_> = questions.tcp.iter().map(|target| (host_of(target), knock(target))).collect();
+    let application = questions.application.as_ref().map(knock);
+    let mut answers = converse(questions).await;
+    let lost = |e: tokio::task::JoinError| Err(Refusal::Broken(e.to_string()));
+    for (host, task) in tcp {
+        answers.tcp.push((host, task.await.unwrap_or_else(lost)));
+    }
+    if let Some(task) = application {
+        answers.application = Some(task.await.unwrap_or_else(lost));
+    }
+    answers
+}
+
+fn host_of(target: &Target) -> String {
+    match &target.address {
+        Address::Tcp(host, port) => format!("{host}:{port}"),
+        Address::Socket(directory, port) => format!("{}/.s.PGSQL.{port}", directory.display()),
+    }
+}
+
+/// The session on the socket. Whoever did not answer one question in time is not asked the next.
+async fn converse(questions: &Questions) -> Answers {
+    let budget = questions.budget;
+    let mut answers = Answers::none(Refusal::Timeout);
+    let began = Instant::now();
+    let connect = retry(|| Session::connect(&questions.socket, questions.connect_timeout)).await;
+    answers.connect = connect.as_ref().map(|_| began.elapsed()).map_err(Clone::clone);
+    let Ok(session) = connect else { return answers };
+
+    // The limits end on the server what a client that is gone cannot end any more.
+    let set = format!(
+        "SET statement_timeout = {}; SET lock_timeout = {}; SET default_transaction_read_only = off; \
+         SELECT set_config('synchronous_commit', 'local', false) WHERE current_setting('synchronous_commit') = 'off'",
+        budget.step.as_millis() + 1000,
+        budget.step.as_millis() / 2 + 1,
+    );
+    let began = Instant::now();
+    let set = session.query(&set, budget.left()).await;
+    answers.query = Some(set.map(|_| began.elapsed()));
+    if matches!(answers.query, Some(Err(_))) {
+        return answers;
+    }
+    let identity = match session.query(IDENTITY, budget.left()).await {
+        Ok(rows) => identify(&rows.into_iter().next().unwrap_or_default()),
+        Err(refusal) => {
+            answers.query = Some(Err(refusal));
+            return answers;
+        }
+    };
+    if identity.is_standby {
+        answers.standby = Some(standby::ask(&session, &budget).await);
+    } else {
+        answers.write = Some(write(&session, questions, &identity).await);
+    }
+    answers.identity = Some(identity);
+    if !matches!(answers.write, Some(Write::Waits(..))) {
+        answers.catalog = Some(Catalog::ask(&session, &budget).await);
+    }
+    answers
+}
+
+fn identify(row: &[Option<String>]) -> Identity {
+    let text = |column: usize| row.get(column).and_then(Option::as_deref);
+    let truth = |column: usize| text(column).map(|t| t == "t");
+    Identity {
+        pid: text(0).and_then(|t| t.parse().ok()).unwrap_or_default(),
+        is_standby: truth(1) == Some(true),
+        schema: truth(2),
+        table: truth(3),
+        ssl: text(4) == Some("on"),
+        certificate: text(5).map(String::from),
+        listen_addresses: text(6).unwrap_or_default().into(),
+    }
+}
+
+async fn write(session: &Session, questions: &Questions, identity: &Identity) -> Write {
+    if identity.schema == Some(false) || identity.table == Some(false) {
+        return Write::Foreign;
+    }
+    // For the question what it waits for.
+    let reserve = Duration::from_secs(1);
+    let budget = &questions.budget;
+    let began = Instant::now();
+    let beat = async {
+        session.query(CANCEL_LEFTOVERS, budget.left_but(reserve)).await?;
+        if identity.table.is_none() {
+            create(session, budget).await?;
+        }
+        let rows = retry(|| session.query(BEAT, budget.left_but(reserve))).await?;
+        if rows.is_empty() {
+            session.query(INSERT, budget.left_but(reserve)).await?;
+        }
+        Ok(())
+    };
+    match beat.await {
+        Ok(()) => Write::Committed(began.elapsed()),
+        // lock_not_available
+        Err(Refusal::Server(code, _)) if code == "55P03" => Write::Locked,
+        Err(Refusal::Timeout) => Write::Waits(began.elapsed(), waits_for(questions, identity.pid).await),
+        Err(refusal) => Write::Refused(refusal),
+    }
+}
+
+async fn create(session: &Session, budget: &Budget) -> Result<(), Refusal> {
+    match session.query(CREATE, budget.left()).await {
+        // Another check made it at the same moment (unique_violation in the catalog): IF NOT EXISTS does not see that.
+        Err(Refusal::Server(code, _)) if code == "23505" => {}
+        outcome => drop(outcome?),
+    }
+    session.query(INSERT, budget.left()).await.map(drop)
+}
+
+/// Asks on a second connection what the session waits for, and ends the wait: a session that waits for a synchronous
+/// standby would go on doing so without its client.
+async fn waits_for(questions: &Questions, pid: i32) -> Option<String> {
+    let patience = Duration::from_millis(500);
+    let session = Session::connect(&questions.socket, patience).await.ok()?;
+    let sql = format!(
+        "SELECT wait_event, wait_event_type, pg_cancel_backend(pid) FROM pg_stat_activity \
+         WHERE pid = {pid} AND application_name = '{APPLICATION_NAME}'"
+    );
+    let rows = session.query(&sql, patience).await.ok()?;
+    rows.into_iter().next()?.into_iter().next()?
+}
+
+pub fn judge(answers: &Answers, cluster: &Cluster, config: &Health) -> Vec<Finding> {
+    let mut findings = vec![judge_socket(&answers.connect, config)];
+    findings.extend(judge_tcp(answers, cluster.setting("listen_addresses")));
+    findings.extend(answers.application.as_ref().map(|login| judge_login(login, config)));
+    findings.extend(answers.query.as_ref().map(|query| judge_query(query, config)));
+    findings.extend(answers.write.as_ref().map(judge_write));
+    findings.extend(judge_synchronous(answers));
+    if let Some(catalog) = &answers.catalog {
+        findings.extend(catalog::judge(catalog, config));
+    }
+    findings
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+fn judge_socket(connect: &Result<Duration, Refusal>, config: &Health) -> Finding {
+    let name = "socket";
+    match connect {
+        Ok(time) => {
+            let ms = milliseconds(*time);
+            Finding::ok(name, format!("a new connection took {ms:.1} ms")).value(ms, "ms")
+        }
+        // invalid_catalog_name: the server is well, the configuration of this program is not.
+        Err(Refusal::Server(code, text)) if code == "3D000" => {
+            Finding::unknown(name, format!("{text}: correct health.database"))
+        }
+        Err(silence) if silence.is_silence() => {
+            let message = format!("no new connection within {}s: {silence}", config.connect_timeout.as_secs_f64());
+            Finding::critical(name, message)
+        }
+        Err(refusal) => Finding::critical(name, format!("no new connection: {refusal}")),
+    }
+}
+
+/// TCP is judged apart from the socket: when only this fails, some clients are locked out, and no restart is due.
+fn judge_tcp(answers: &Answers, configured: Option<&str>) -> Option<Finding> {
+    let name = "tcp";
+    let failed: Vec<String> = answers
+        .tcp
+        .iter()
+        .filter_map(|(host, outcome)| match outcome {
+            Err(refusal) if !refusal.is_answer() => Some(format!("{host}: {refusal}")),
+            _ => None,
+        })
+        .collect();
+    let hosts = || answers.tcp.iter().map(|(host, _)| host.as_str()).collect::<Vec<_>>().join(", ");
+    Some(match (answers.tcp.as_slice(), failed.as_slice()) {
+        ([], _) => Finding::ok(name, "skipped, the cluster does not listen on TCP"),
+        (_, []) => Finding::ok(name, format!("it answers at {}", hosts())),
+        // The files say what the next start will do.
+        _ if answers
+            .identity
+            .as_ref()
+            .is_some_and(|i| Some(i.listen_addresses.as_str()) != configured.or(Some("localhost"))) =>
+        {
+            Finding::ok(name, format!("skipped, it will listen at {} after a restart", hosts()))
+        }
+        _ => Finding::critical(name, format!("no answer at {}", failed.join("; "))),
+    })
+}
+
+fn judge_login(login: &Result<(), Refusal>, config: &Health) -> Finding {
+    let name = "application_login";
+    let role = config.application.as_ref().map_or("?", |a| a.role.as_str());
+    match login {
+        Ok(()) => Finding::ok(name, format!("role {role} can log in")),
+        Err(Refusal::NotAllowed(text)) if text == "a password is wanted" => {
+            Finding::ok(name, format!("skipped, the server wants a password of role {role} and there is no credential"))
+        }
+        // This client does not encrypt: pg_hba.conf rules of type hostssl are not for it.
+        Err(Refusal::NotAllowed(text)) if text.contains("no encryption") || text.contains("SSL off") => {
+            Finding::unknown(name, format!("the server wants TLS of role {role}, which this check does not speak"))
+        }
+        Err(refusal) => Finding::critical(name, format!("role {role} cannot log in: {refusal}")),
+    }
+}
+
+fn judge_query(query: &Result<Duration, Refusal>, config: &Health) -> Finding {
+    let name = "query";
+    match query {
+        Ok(time) => {
+            let ms = milliseconds(*time);
+            let limits = (milliseconds(config.query_warn), milliseconds(config.query_fail));
+            Finding::level(name, ms, "ms", limits, format!("a trivial query took {ms:.1} ms"))
+        }
+        Err(Refusal::Timeout) => Finding::critical(
+            name,
+            format!("a trivial query had no answer within {}s", config.query_fail.as_secs_f64()),
+        ),
+        Err(refusal) => Finding::critical(name, format!("a trivial query failed: {refusal}")),
+    }
+}
+
+fn judge_write(write: &Write) -> Finding {
+    let name = "write";
+    match write {
+        Write::Committed(time) => {
+            let ms = milliseconds(*time);
+            Finding::ok(name, format!("a write was committed in {ms:.1} ms")).value(ms, "ms")
+        }
+        Write::Locked => Finding::warning(name, "pg_recovery.heartbeat is locked by another session"),
+        Write::Waits(_, Some(event)) if event == "SyncRep" => {
+            Finding::warning(name, "the write is on disk here, its commit waits for a synchronous standby")
+        }
+        Write::Waits(time, event) => {
+            let event = event.as_ref().map(|e| format!(", it waits for {e}")).unwrap_or_default();
+            Finding::critical(name, format!("a write was not committed within {:.1}s{event}", time.as_secs_f64()))
+        }
+        Write::Foreign => Finding::unknown(
+            name,
+            "the schema pg_recovery or its table heartbeat belongs to another role: drop it, or give it to the \
+             owner of the cluster",
+        ),
+        // 53: insufficient resources, a full disk first of all; 54000: no transaction ids left. A restart makes
+        // neither better.
+        Write::Refused(Refusal::Server(code, text)) if code.starts_with("53") || code == "54000" => {
+            Finding::critical(name, format!("a write failed: {text} ({code})")).without_recovery()
+        }
+        Write::Refused(refusal) => Finding::critical(name, format!("a write failed: {refusal}")),
+    }
+}
+
+/// A commit that waits for a synchronous standby which is not there: the server is well, and a restart could take
+/// commits for granted that the standby never saw.
+fn judge_synchronous(answers: &Answers) -> Option<Finding> {
+    let others = answers.catalog.as_ref().map_or(0, Catalog::waiting_for_standby);
+    let ours = matches!(&answers.write, Some(Write::Waits(_, Some(event))) if event == "SyncRep");
+    (ours || others > 0).then(|| {
+        let message = "commits wait for a synchronous standby that does not confirm them (wait event SyncRep): \
+                       repair the standby or the way to it; only a person may change synchronous_standby_names";
+        Finding::critical("synchronous_standby", message)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::health::Status;
+
+    fn answers() -> Answers {
+        let millisecond = Duration::from_millis(1);
+        Answers { connect: Ok(millisecond), query: Some(Ok(millisecond)), ..Answers::none(Refusal::Timeout) }
+    }
+
+    #[test]
+    fn silence_and_refusal_on_the_socket_ask_for_a_recovery() {
+        let config = Health::default();
+        for refusal in [
+            Refusal::Timeout,
+            Refusal::BacklogFull,
+            Refusal::NoSocket,
+            Refusal::Refused,
+            Refusal::Starting("FATAL".into()),
+            Refusal::OutOfSlots("FATAL".into()),
+            Refusal::NotAllowed("FATAL".into()),
+        ] {
+            let finding = judge_socket(&Err(refusal.clone()), &config);
+            assert!(finding.escalates, "{refusal:?}");
+        }
+        let no_database = Err(Refusal::Server("3D000".into(), "FATAL: database \"x\" does not exist".into()));
+        assert_eq!(judge_socket(&no_database, &config).check.status, Status::Unknown);
+    }
+
+    #[test]
+    fn a_server_that_refuses_a_login_on_tcp_is_alive() {
+        let mut answers = answers();
+        answers.tcp = vec![("::1:5432".into(), Err(Refusal::NotAllowed("no".into()))), ("a:5432".into(), Ok(()))];
+        assert_eq!(judge_tcp(&answers, None).unwrap().check.status, Status::Ok);
+        answers.tcp.push(("b:5432".into(), Err(Refusal::Refused)));
+        let deaf = judge_tcp(&answers, None).unwrap();
+        assert_eq!((deaf.check.status, deaf.escalates), (Status::Critical, false));
+        answers.identity = Some(Identity { listen_addresses: "a".into(), ..Identity::default() });
+        assert_eq!(judge_tcp(&answers, Some("a,b")).unwrap().check.status, Status::Ok, "it waits for a restart");
+        assert_eq!(judge_tcp(&answers, Some("a")).unwrap().check.status, Status::Critical);
+        answers.tcp.clear();
+        assert!(judge_tcp(&answers, None).unwrap().check.message.starts_with("skipped"));
+    }
+
+    #[test]
+    fn a_commit_that_waits_for_its_standby_is_told_apart_from_a_dead_server() {
+        let mut answers = answers();
+        answers.write = Some(Write::Waits(Duration::from_secs(5), Some("SyncRep".into())));
+        let write = judge_write(answers.write.as_ref().unwrap());
+        assert_eq!((write.check.status, write.escalates), (Status::Warning, false));
+        let standby = judge_synchronous(&answers).unwrap();
+        assert_eq!((standby.check.status, standby.escalates), (Status::Critical, false));
+        answers.write = Some(Write::Waits(Duration::from_secs(5), Some("WALWrite".into())));
+        assert!(judge_write(answers.write.as_ref().unwrap()).escalates);
+        assert!(judge_synchronous(&answers).is_none());
+        answers.catalog = Some(Catalog::of(&[&["connections", "5", "100", "2"]]));
+        assert!(judge_synchronous(&answers).is_some(), "the commits of others count too");
+    }
+
+    #[test]
+    fn a_write_that_fails_for_want_of_space_asks_for_no_restart() {
+        let refused = |code: &str| judge_write(&Write::Refused(Refusal::Server(code.into(), String::new())));
+        for (code, escalates) in [("53100", false), ("54000", false), ("58030", true), ("XX000", true)] {
+            let finding = refused(code);
+            assert_eq!((finding.check.status, finding.escalates), (Status::Critical, escalates), "{code}");
+        }
+        assert_eq!(judge_write(&Write::Locked).check.status, Status::Warning);
+        assert_eq!(judge_write(&Write::Foreign).check.status, Status::Unknown);
+    }
+
+    #[test]
+    fn the_application_is_judged_by_its_login() {
+        let config = Health {
+            application: Some(Application { role: "app".into(), database: "app".into(), host: None }),
+            ..Health::default()
+        };
+        let status = |login: Result<(), Refusal>| judge_login(&login, &config).check.status;
+        let denied = |text: &str| Err(Refusal::NotAllowed(text.into()));
+        assert_eq!(status(Ok(())), Status::Ok);
+        assert_eq!(status(denied("a password is wanted")), Status::Ok);
+        assert_eq!(status(denied("FATAL: password authentication failed for user \"app\"")), Status::Critical);
+        assert_eq!(status(denied("FATAL: no pg_hba.conf entry for host \"::1\", no encryption")), Status::Unknown);
+    }
+
+    #[test]
+    fn no_question_gets_more_time_than_is_left() {
+        let second = Duration::from_secs(1);
+        let budget = Budget { deadline: Instant::now() + 3 * second, step: 5 * second };
+        assert!(budget.left() <= 3 * second && budget.left_but(second) <= 2 * second);
+        assert_eq!(Budget { deadline: Instant::now(), step: second }.left_but(second), Duration::ZERO);
+    }
+}
