@@ -1,7 +1,8 @@
 //! `global/pg_control`: what the data directory says about itself.
 //!
-//! Layout of ControlFileData, src/include/catalog/pg_control.h, for PG_CONTROL_VERSION 1300 (PostgreSQL 13-17) and 1800
-//! (18), little-endian 64-bit builds. All fields used here are at the same offsets in both; the checksum is not.
+//! Layout of ControlFileData, src/include/catalog/pg_control.h, for PG_CONTROL_VERSION 1300 (PostgreSQL 13-16), 1700 (17)
+//! and 1800 (18), little-endian 64-bit builds. All fields used here are at the same offsets in all of them; the checksum
+//! is not.
 
 use std::fmt;
 use std::path::Path;
@@ -130,10 +131,10 @@ impl Control {
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let u64_at = |at: usize| u64::from(u32_at(at)) | (u64::from(u32_at(at + 4)) << 32);
         let crc_at = match u32_at(8) {
-            1300 => 288,
+            1300 | 1700 => 288,
             1800 => 292,
-            // A version that cannot be true is damage; a higher one is a newer PostgreSQL.
-            version @ 1801..=9999 => return Err(ControlError::Unknown(version)),
+            // A version that cannot be true is damage; another one is a PostgreSQL that this program does not know.
+            version @ 900..=9999 => return Err(ControlError::Unknown(version)),
             version => return Err(ControlError::Corrupt(format!("impossible version {version}"))),
         };
         if crc32c::crc32c(&bytes[..crc_at]) != u32_at(crc_at) {

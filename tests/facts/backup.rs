@@ -1,1 +1,0 @@
-//! What pg-backup must keep, and prove.

@@ -1,1 +1,0 @@
-//! What pg-cert-renew must renew, and when.

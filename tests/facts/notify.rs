@@ -1,1 +1,0 @@
-//! What pg-notify must deliver, and how often.

@@ -1,1 +1,0 @@
-//! What pg-rollback must put back.

@@ -1,1 +1,0 @@
-//! What pg-status must show.
