@@ -50,7 +50,7 @@ pub struct Config {
 pub struct Health {
     /// CRITICAL results in a row after which `pg-health-check --count` asks for a recovery.
     pub max_failures: u32,
-    /// Database in which the probes run and the table `pg_recovery.heartbeat` lives.
+    /// Database in which the probes run and the table `pgrecovery.heartbeat` lives.
     pub database: String,
     #[serde(deserialize_with = "duration")]
     pub connect_timeout: Duration,

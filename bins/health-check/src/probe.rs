@@ -1,6 +1,6 @@
 //! What a client sees: connections on the socket and on TCP, a login of the application, a query, a commit.
 //!
-//! All of it is under one deadline. The row that is written is `pg_recovery.heartbeat` in `health.database`: one row,
+//! All of it is under one deadline. The row that is written is `pgrecovery.heartbeat` in `health.database`: one row,
 //! updated in place (no index changes, so PostgreSQL prunes the old versions on its page), which never grows.
 
 use std::time::{Duration, Instant};
@@ -16,12 +16,13 @@ use crate::standby::{self, Standby};
 
 pub const APPLICATION_NAME: &str = "pg-health-check";
 
-const CREATE: &str = "CREATE SCHEMA IF NOT EXISTS pg_recovery; \
-     CREATE TABLE IF NOT EXISTS pg_recovery.heartbeat \
+// Names of schemas that begin with "pg_" are reserved for the system (manual, 5.9.5).
+const CREATE: &str = "CREATE SCHEMA IF NOT EXISTS pgrecovery; \
+     CREATE TABLE IF NOT EXISTS pgrecovery.heartbeat \
      (id smallint PRIMARY KEY CHECK (id = 1), beat bigint NOT NULL, at timestamptz NOT NULL) WITH (fillfactor = 50)";
-const INSERT: &str = "INSERT INTO pg_recovery.heartbeat VALUES (1, 0, clock_timestamp()) ON CONFLICT DO NOTHING";
+const INSERT: &str = "INSERT INTO pgrecovery.heartbeat VALUES (1, 0, clock_timestamp()) ON CONFLICT DO NOTHING";
 const BEAT: &str =
-    "UPDATE pg_recovery.heartbeat SET beat = beat + 1, at = clock_timestamp() WHERE id = 1 RETURNING beat";
+    "UPDATE pgrecovery.heartbeat SET beat = beat + 1, at = clock_timestamp() WHERE id = 1 RETURNING beat";
 
 // A check that was killed while it waited for a synchronous standby leaves a session that waits on, with the row
 // locked. To cancel such a wait only ends the wait: the row is committed here already (manual, 20.6.1).
@@ -34,7 +35,7 @@ const CANCEL_LEFTOVERS: &str = "SELECT pg_cancel_backend(pid) FROM pg_stat_activ
 const IDENTITY: &str = "SELECT pg_backend_pid(), pg_is_in_recovery(), n.nspowner = r.oid, \
      c.relowner = r.oid AND c.relkind = 'r', current_setting('ssl'), current_setting('ssl_cert_file'), \
      current_setting('listen_addresses') \
-     FROM pg_roles r LEFT JOIN pg_namespace n ON n.nspname = 'pg_recovery' \
+     FROM pg_roles r LEFT JOIN pg_namespace n ON n.nspname = 'pgrecovery' \
      LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = 'heartbeat' WHERE r.rolname = current_user";
 
 /// The time that is left for a pass.
@@ -382,7 +383,7 @@ fn judge_write(write: &Write) -> Finding {
             let ms = milliseconds(*time);
             Finding::ok(name, format!("a write was committed in {ms:.1} ms")).value(ms, "ms")
         }
-        Write::Locked => Finding::warning(name, "pg_recovery.heartbeat is locked by another session"),
+        Write::Locked => Finding::warning(name, "pgrecovery.heartbeat is locked by another session"),
         Write::Waits(_, Some(event)) if event == "SyncRep" => {
             Finding::warning(name, "the write is on disk here, its commit waits for a synchronous standby")
         }
@@ -392,7 +393,7 @@ fn judge_write(write: &Write) -> Finding {
         }
         Write::Foreign => Finding::unknown(
             name,
-            "the schema pg_recovery or its table heartbeat belongs to another role: drop it, or give it to the \
+            "the schema pgrecovery or its table heartbeat belongs to another role: drop it, or give it to the \
              owner of the cluster",
         ),
         // 53: insufficient resources, a full disk first of all; 54000: no transaction ids left. A restart makes
