@@ -67,14 +67,14 @@ impl Refusal {
             Some(e) if *e.code() == SqlState::TOO_MANY_CONNECTIONS => Refusal::OutOfSlots(text(e)),
             Some(e) if e.code().code().starts_with("28") => Refusal::NotAllowed(text(e)),
             Some(e) => Refusal::Server(e.code().code().to_string(), text(e)),
-            // "invalid configuration: password missing": the server asked for one.
-            None if error.to_string().contains("password missing") => {
-                Refusal::NotAllowed("a password is wanted".into())
-            }
             None => {
                 use std::error::Error;
                 let cause = error.source().map(|s| format!(": {s}")).unwrap_or_default();
-                Refusal::Broken(format!("{error}{cause}"))
+                match format!("{error}{cause}") {
+                    // "invalid configuration: password missing": the server asked for one.
+                    text if text.contains("password missing") => Refusal::NotAllowed("a password is wanted".into()),
+                    text => Refusal::Broken(text),
+                }
             }
         }
     }

@@ -20,7 +20,8 @@ use std::process::ExitCode;
 use shared::args::Args;
 use shared::cluster::Cluster;
 use shared::health::Status;
-use shared::{Result, exit, log};
+use shared::owner::Owner;
+use shared::{Error, Result, exit, log};
 
 use crate::pass::{Outcome, Pass};
 
@@ -51,6 +52,9 @@ fn run() -> Result<u8> {
     args.no_words()?;
     let config = args.load_config()?;
     let clusters = Cluster::select(&config, &args.clusters)?;
+    if clusters.is_empty() {
+        may_look()?;
+    }
     let password = if config.health.application.is_some() { credential::password()? } else { None };
     let host = host::check(&config.health);
     let outcomes = pass::run(clusters, Pass { config, host, password, counts: args.has("count") });
@@ -62,6 +66,17 @@ fn run() -> Result<u8> {
         print!("{}", report::human(&outcomes));
     }
     Ok(exit_code(&outcomes))
+}
+
+/// Refuses to call a host without clusters healthy for the only reason that this user cannot see them.
+fn may_look() -> Result<()> {
+    let (me, root) = (nix::unistd::Uid::effective(), std::path::Path::new("/etc/postgresql"));
+    let is_owner = Owner::named("postgres").is_some_and(|owner| owner.uid == me);
+    if me.is_root() || is_owner || !root.exists() {
+        return Ok(());
+    }
+    Err(Error::with(exit::Code::NoPerm, "cannot look at the clusters of this host: this program runs as another user")
+        .hint("Run it as root or as postgres."))
 }
 
 /// The worst of all clusters.
