@@ -25,23 +25,41 @@ pub enum End {
     Down,
 }
 
+/// What this program itself has seen of the postmaster that ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// It ended while it was watched.
+    pub ended: bool,
+    /// It was accepting connections.
+    pub well: bool,
+    pub lock_file_lost: bool,
+}
+
 /// `log` is what the server has logged since it was last seen well.
-pub fn judge(unit: &UnitState, control: &Result<DbState, ControlError>, lock_file_lost: bool, log: &str) -> End {
+pub fn judge(unit: &UnitState, control: &Result<DbState, ControlError>, seen: Seen, log: &str) -> End {
     // systemd stops the whole unit, cleanly, when one backend is killed for want of memory (OOMPolicy=stop).
     if unit.result == "oom-kill" {
         return End::Crash("the kernel killed a process of it for want of memory".into());
     }
-    // The unit's main process never became known: pg_ctlcluster start came back without a server.
+    let is_clean = control.as_ref().is_ok_and(|state| state.is_clean());
+    // The unit's main process never became known to systemd: pg_ctlcluster start has not come back with it yet, which
+    // takes two seconds longer than the server needs to accept connections, or it came back without a server.
     if unit.active == "failed" && unit.result == "protocol" {
-        return End::StartFailed;
+        return match () {
+            // Shut down, and then a start that failed: that is what a restart with a bad configuration is.
+            () if is_clean || !seen.well => End::StartFailed,
+            () if log.contains("received immediate shutdown request") => End::Immediate,
+            () => End::Crash("its postmaster ended soon after its start".into()),
+        };
     }
-    if control.as_ref().is_ok_and(|state| state.is_clean()) {
-        return if unit.exit_kind == 0 && unit.active != "failed" { End::Down } else { End::Clean };
+    if is_clean {
+        let is_known = unit.exit_kind != 0 || unit.active == "failed" || seen.ended;
+        return if is_known { End::Clean } else { End::Down };
     }
     match unit.exit_kind {
         2 | 3 => End::Crash(format!("its postmaster was killed by signal {}", unit.exit_status)),
         1 if unit.exit_status == 0 => {
-            if lock_file_lost || log.contains("data directory lock file is invalid") {
+            if seen.lock_file_lost || log.contains("data directory lock file is invalid") {
                 End::LockFileLost
             } else {
                 End::Immediate
@@ -94,7 +112,7 @@ mod tests {
     }
 
     fn of(unit: &UnitState, state: DbState) -> End {
-        judge(unit, &Ok(state), false, "")
+        judge(unit, &Ok(state), Seen::default(), "")
     }
 
     #[test]
@@ -127,14 +145,27 @@ mod tests {
         let state = Ok(DbState::InProduction);
         let unit = unit("failed", "exit-code", 1, 0);
         let log = "LOG:  performing immediate shutdown because data directory lock file is invalid\n";
-        assert_eq!(judge(&unit, &state, false, log), End::LockFileLost);
-        assert_eq!(judge(&unit, &state, true, ""), End::LockFileLost);
-        assert_eq!(judge(&unit, &state, false, "LOG:  received immediate shutdown request\n"), End::Immediate);
+        let (lost, not) = (Seen { lock_file_lost: true, ..Seen::default() }, Seen::default());
+        assert_eq!(judge(&unit, &state, not, log), End::LockFileLost);
+        assert_eq!(judge(&unit, &state, lost, ""), End::LockFileLost);
+        assert_eq!(judge(&unit, &state, not, "LOG:  received immediate shutdown request\n"), End::Immediate);
+    }
+
+    #[test]
+    fn a_server_that_was_well_and_died_while_its_start_job_ran_did_not_fail_to_start() {
+        let unit = unit("failed", "protocol", 0, 0);
+        let seen = Seen { ended: true, well: true, lock_file_lost: false };
+        assert!(matches!(judge(&unit, &Ok(DbState::InProduction), seen, ""), End::Crash(_)));
+        assert_eq!(judge(&unit, &Ok(DbState::ShutDown), seen, ""), End::StartFailed);
+        let log = "LOG:  received immediate shutdown request\n";
+        assert_eq!(judge(&unit, &Ok(DbState::InProduction), seen, log), End::Immediate);
+        let seen = Seen { well: false, ..seen };
+        assert_eq!(judge(&unit, &Ok(DbState::InProduction), seen, ""), End::StartFailed);
     }
 
     #[test]
     fn a_control_file_that_cannot_be_read_makes_no_stop_clean() {
         let killed = unit("failed", "exit-code", 2, 9);
-        assert!(matches!(judge(&killed, &Err(ControlError::Missing), false, ""), End::Crash(_)));
+        assert!(matches!(judge(&killed, &Err(ControlError::Missing), Seen::default(), ""), End::Crash(_)));
     }
 }

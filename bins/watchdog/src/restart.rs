@@ -128,7 +128,7 @@ pub async fn restart(
     let began = Instant::now();
     unit::start(&cluster.unit)?;
     let (tried, outcome) = wait_for_answer(post, cluster, config, held).await;
-    incident.step("start", outcome, began, incident.record.evidence[0].clone());
+    incident.step("start", outcome, began, format!("it is meant to run; restart {nth} of {}", rule.restarts));
     Ok(tried)
 }
 

@@ -21,7 +21,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
 
 use crate::budget::{self, Budget};
-use crate::death::{self, End};
+use crate::death::{self, End, Seen};
 use crate::handover::Handover;
 use crate::keeper::{self, Keeper};
 use crate::look::Look;
@@ -44,7 +44,7 @@ pub struct Sentry {
     incident: Option<Incident>,
     /// When the last postmaster was seen to end.
     died: Option<Instant>,
-    lock_file_lost: bool,
+    seen: Seen,
     log_size: u64,
     said: String,
     busy_said: Option<Instant>,
@@ -85,7 +85,7 @@ impl Sentry {
             budget: budget::load(&name),
             incident: None,
             died: None,
-            lock_file_lost: false,
+            seen: Seen::default(),
             log_size: 0,
             said: String::new(),
             busy_said: None,
@@ -126,7 +126,7 @@ impl Sentry {
         };
         log::info!(PG_CLUSTER = self.name.as_str(); "cluster {} has a postmaster, PID {pid}", self.name);
         self.keeper.begin();
-        self.lock_file_lost = false;
+        self.seen = Seen::default();
         let mut look = Look::new(postmaster);
         let mut state = None;
         loop {
@@ -150,7 +150,8 @@ impl Sentry {
             }
         }
         self.died = Some(Instant::now());
-        self.lock_file_lost = look.lock_file_lost;
+        self.seen.ended = true;
+        self.seen.lock_file_lost = look.lock_file_lost;
         self.handover.forget();
         self.said.clear();
         self.post.set_state("down");
@@ -216,6 +217,7 @@ impl Sentry {
     async fn act_on(&mut self, state: Option<&State>, look: &mut Look) {
         match state {
             Some(State::Well) => {
+                self.seen.well = true;
                 self.log_size = death::log_size(&self.cluster);
                 if let Some(beat) = look.beat {
                     self.keeper.keep(&self.cluster, look.lock_file.as_ref(), beat);
@@ -280,23 +282,24 @@ impl Sentry {
         self.cluster = Arc::new(cluster);
         self.post.set_cluster(self.cluster.clone());
         self.post.promise(Duration::from_secs(60));
+        // After a death systemd runs ExecStop=, some 60 ms of Perl; asking it meanwhile only takes CPU time from that.
+        // The control group goes when all is done.
+        if since < Duration::from_millis(500) && has_control_group(&self.cluster.unit) {
+            return Ok(Next::LookAgain(Duration::from_millis(2)));
+        }
         let (unit, umbrella) = standing::units(&self.cluster)?;
         // systemd is at work, or has not noticed yet; just after a death both take less than a tenth of a second.
         let is_settled = !unit.job && matches!(unit.active.as_str(), "failed" | "inactive");
         if !is_settled && (since < Duration::from_secs(5) || unit.job || unit.active != "active") {
             self.post.set_state(&unit.active);
-            let quick = since < Duration::from_secs(1);
-            return Ok(Next::LookAgain(Duration::from_millis(if quick { 10 } else { 200 })));
+            return Ok(Next::LookAgain(Duration::from_millis(if since < Duration::from_secs(1) { 20 } else { 200 })));
         }
         if let Some(postmaster) = process::family(&self.cluster.data_directory, &self.cluster.owner)?.postmaster {
             return Ok(Next::Watch(postmaster));
         }
         let control = death::control(&self.cluster);
         let log = death::log_since(&self.cluster, self.log_size);
-        let mut end = death::judge(&unit, &control, self.lock_file_lost, &log);
-        if end == End::Down && self.died.is_some() && control.as_ref().is_ok_and(|c| c.is_clean()) {
-            end = End::Clean;
-        }
+        let end = death::judge(&unit, &control, self.seen, &log);
         let found = control.map_or_else(|e| e.to_string(), |state| format!("pg_control says \"{state}\""));
         match end {
             End::Crash(why) => self.crashed("P1", &why, &found, &unit, umbrella.as_ref()).await,
