@@ -1,1 +1,420 @@
 //! What pg-health-check must answer.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use host::{Cluster, Host, facts_on_both_suites, faults};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(60);
+const CHECK: &str = "pg-health-check.service";
+
+/// Nothing repairs and nothing checks by itself; what the test machine shares with others is not judged.
+fn quiet(host: &Host, configuration: &str) {
+    host.sh("systemctl stop pg-watchdog.service pg-health-check.timer");
+    host.wait_until("no check runs", SOON, || host.state_of(CHECK) != "activating");
+    host.sh("rm -f /var/lib/pg-recovery/health/*");
+    host.configure(&format!(
+        "mode = \"observe\"\n[health]\npressure_warn = 100\nmemory_warn = 100\nmemory_fail = 100\n{configuration}"
+    ));
+}
+
+/// One pass as the timer makes it; the exit status of the program.
+#[track_caller]
+fn pass(host: &Host) -> i32 {
+    // The fifth start within ten seconds would be one too many.
+    host.sh(&format!("systemctl reset-failed {CHECK}"));
+    host.start_and_wait(CHECK);
+    host.property_of(CHECK, "ExecMainStatus").parse().expect("systemd knows the exit status")
+}
+
+/// What the last pass has written down.
+#[track_caller]
+fn failures(host: &Host) -> u64 {
+    let text = host.file(&format!("/var/lib/pg-recovery/health/{}-main.json", host.version())).read();
+    let state: Value = serde_json::from_str(&text).expect("the state is JSON");
+    state["failures"].as_u64().expect("it has the failures")
+}
+
+/// A check by hand, without counting.
+#[track_caller]
+fn look(host: &Host, cluster: &Cluster) -> Value {
+    host.json(&format!("pg-health-check --json --cluster {}", cluster.name()))["clusters"][0].clone()
+}
+
+fn check<'a>(cluster: &'a Value, name: &str) -> Option<&'a Value> {
+    cluster["checks"].as_array()?.iter().find(|check| check["name"] == name)
+}
+
+#[track_caller]
+fn assert_check(cluster: &Value, name: &str, status: &str, says: &str) {
+    let Some(check) = check(cluster, name) else { panic!("no check {name}: {cluster:#}") };
+    assert_eq!(check["status"], status, "{check:#}");
+    assert!(check["message"].as_str().is_some_and(|message| message.contains(says)), "{says:?} is not in {check:#}");
+}
+
+facts_on_both_suites! {
+    fn a_healthy_host_is_ok_with_performance_data_and_json(host: Host) {
+        quiet(&host, "");
+        for output in [host.run("pg-health-check"), host.as_postgres("pg-health-check")] {
+            assert_eq!(output.status, 0, "{output}");
+            let first = output.stdout.lines().next().unwrap_or_default();
+            assert!(first.starts_with(&format!("PG OK - {}: primary, ", host.cluster())), "{output}");
+            let (_, performance) = first.split_once(" | ").expect("performance data");
+            assert!(performance.contains("score=100;;;0;100"), "{output}");
+            assert!(performance.contains("write=") && performance.contains("disk_data="), "{output}");
+        }
+        let document = host.json("pg-health-check --json");
+        let cluster = &document["clusters"][0];
+        let keys = |value: &Value| value.as_object().expect("an object").keys().cloned().collect::<BTreeSet<_>>();
+        let set = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<BTreeSet<_>>();
+        assert_eq!(keys(cluster), set(&["cluster", "status", "score", "failures", "max_failures", "checks"]));
+        assert_eq!((&cluster["cluster"], &cluster["status"]), (&Value::from(host.cluster()), &Value::from("ok")));
+        assert_eq!((cluster["score"].as_u64(), cluster["max_failures"].as_u64()), (Some(100), Some(3)));
+        for check in cluster["checks"].as_array().expect("checks") {
+            assert_eq!(keys(check), set(&["name", "status", "value", "unit", "message"]));
+            assert_eq!(check["status"], "ok", "{check:#}");
+        }
+        for name in [
+            "process", "socket", "tcp", "application_login", "query", "write", "connections", "xid_age",
+            "multixact_age", "archiver", "slots", "prepared_transactions", "disk_data", "configuration",
+            "pending_restart", "certificate", "memory",
+        ] {
+            assert!(check(cluster, name).is_some(), "no check {name}: {document:#}");
+        }
+    }
+
+    fn a_pass_of_the_unit_leaves_one_line_and_its_state(host: Host) {
+        quiet(&host, "");
+        let before = host.journal_of("pg-health-check").text().lines().count();
+        assert_eq!(pass(&host), 0);
+        let journal = host.journal_of("pg-health-check");
+        journal.says(&format!("{} OK: primary, ", host.cluster()));
+        assert_eq!(journal.text().lines().count(), before + 1, "{journal}");
+        assert_eq!(failures(&host), 0);
+        assert_eq!(host.property_of(CHECK, "Result"), "success");
+    }
+
+    fn a_server_that_hangs_is_critical_within_the_deadline(host: Host) {
+        quiet(&host, "");
+        let all = faults::p2_all_processes_stopped::inject(&host);
+        let began = Instant::now();
+        assert_eq!(pass(&host), 2);
+        assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+        assert_eq!(failures(&host), 1);
+        host.journal_of("pg-health-check").says("is stopped by a signal").says("no new connection within 5s");
+        for pid in all {
+            host.signal(pid, host::Signal::SIGCONT);
+        }
+        host.wait_until_accepting(SOON);
+        assert_eq!((pass(&host), failures(&host)), (0, 0));
+    }
+
+    fn a_cluster_that_hangs_delays_no_other(host: Host) {
+        let second = host.create_cluster("second");
+        quiet(&host, "");
+        host.signal(host.postmaster_pid_of(&second), host::Signal::SIGSTOP);
+        let began = Instant::now();
+        let output = host.run("pg-health-check");
+        assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+        assert_eq!(output.status, 2, "{output}");
+        let lines: Vec<&str> = output.stdout.lines().collect();
+        assert!(lines[0].starts_with(&format!("PG CRITICAL - {}: ", second.name())), "{output}");
+        assert!(lines[1].starts_with(&format!("PG OK - {}: primary, ", host.cluster())), "{output}");
+        host.signal(host.postmaster_pid_of(&second), host::Signal::SIGCONT);
+    }
+
+    fn a_standby_is_judged_as_a_standby(host: Host) {
+        let standby = faults::o3_standby::inject(&host);
+        quiet(&host, "");
+        let judged = look(&host, &standby);
+        assert_eq!(judged["status"], "ok", "{judged:#}");
+        assert_check(&judged, "replay", "ok", "0 bytes behind");
+        assert!(check(&judged, "write").is_none(), "{judged:#}");
+        host.psql_on(&standby, "SELECT pg_wal_replay_pause()");
+        assert_check(&look(&host, &standby), "replay", "warning", "replay is paused");
+        host.psql_on(&standby, "SELECT pg_wal_replay_resume()");
+        host.operator_stops(&host.unit());
+        let mut judged = Value::Null;
+        host.wait_until("the standby has noticed", SOON, || {
+            judged = look(&host, &standby);
+            judged["status"] == "warning"
+        });
+        assert_check(&judged, "replay", "warning", "not connected to its primary");
+    }
+
+    fn the_third_failure_in_a_row_fails_the_unit_and_starts_a_recovery(host: Host) {
+        quiet(&host, "");
+        faults::o1_operator_off::inject_stop(&host);
+        for passed in 1..=2 {
+            assert_eq!((pass(&host), failures(&host)), (2, passed));
+            assert_eq!(host.property_of(CHECK, "Result"), "success");
+        }
+        let journal = host.journal_of("pg-health-check");
+        journal.says("was stopped cleanly although it is meant to run");
+        journal.says("after 1 more check, unless you type: pg-recover pause");
+        for failed in 3..=4 {
+            assert_eq!((pass(&host), failures(&host)), (10, failed));
+            assert_eq!(host.property_of(CHECK, "Result"), "exit-code");
+        }
+        host.wait_until("a recovery was started", SOON, || {
+            host.property_of("pg-recovery.service", "ExecMainStartTimestampMonotonic") != "0"
+        });
+        host.sh(&format!("systemctl start {}", host.unit()));
+        host.wait_until_accepting(SOON);
+        assert_eq!((pass(&host), failures(&host)), (0, 0));
+    }
+
+    fn a_check_by_hand_counts_nothing(host: Host) {
+        quiet(&host, "");
+        assert_eq!(pass(&host), 0);
+        faults::o1_operator_off::inject_stop(&host);
+        for _ in 0..4 {
+            assert_eq!(host.run("pg-health-check").status, 2);
+        }
+        assert_eq!(failures(&host), 0);
+    }
+
+    fn nothing_is_counted_while_paused(host: Host) {
+        quiet(&host, "");
+        host.sh("pg-recover pause 1h \"a new disk\"");
+        faults::o1_operator_off::inject_stop(&host);
+        for _ in 0..4 {
+            assert_eq!((pass(&host), failures(&host)), (2, 0));
+        }
+        host.journal_of("pg-health-check").says("not counted as a failure").says("a new disk");
+        host.sh("pg-recover resume");
+        assert_eq!((pass(&host), failures(&host)), (2, 1));
+    }
+
+    fn nothing_is_counted_while_another_program_holds_the_lock(host: Host) {
+        quiet(&host, "");
+        faults::o1_operator_off::inject_stop(&host);
+        let lock = format!("/run/pg-recovery/lock/{}-main.lock", host.version());
+        host.run_as_unit("holder", "root", &format!("exec flock {lock} sleep infinity"));
+        host.wait_until("the lock is held", SOON, || !host.run(&format!("flock -n {lock} true")).success());
+        assert_eq!((pass(&host), failures(&host)), (2, 0));
+        host.journal_of("pg-health-check").says("which holds its lock");
+    }
+
+    fn nothing_is_counted_while_the_data_directory_is_in_use(host: Host) {
+        quiet(&host, "");
+        faults::o5_data_directory_in_use::inject(&host);
+        // The sandbox of the check hides the processes of others, but not those of the cluster's owner.
+        host.sh("systemctl stop cold-copy.service");
+        let data = host.data_directory();
+        host.run_as_unit("cold-copy", "postgres", &format!("cd {data} && tar -cf - . | sleep infinity"));
+        host.wait_until("tar is at work", SOON, || host.run("pgrep -x tar").success());
+        assert_eq!((pass(&host), failures(&host)), (2, 0));
+        host.journal_of("pg-health-check").says("has its data directory in use by tar");
+    }
+
+    fn nothing_is_counted_while_crash_recovery_moves(host: Host) {
+        quiet(&host, "");
+        faults::h2_long_crash_recovery::inject_by_kill(&host, 8);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        host.start(&host.unit());
+        host.wait_until("the server rejects connections", SOON, || {
+            host.try_psql("SELECT 1").stderr.contains("the database system is")
+        });
+        assert_eq!((pass(&host), failures(&host)), (2, 0));
+        host.journal_of("pg-health-check").says("not counted as a failure").says("crash recovery that moves");
+        host.wait_until_accepting(Duration::from_secs(120));
+        assert_eq!((pass(&host), failures(&host)), (0, 0));
+    }
+
+    fn a_recovery_that_stands_still_is_counted(host: Host) {
+        quiet(&host, "");
+        faults::h2_long_crash_recovery::inject_by_kill(&host, 8);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        host.start(&host.unit());
+        let mut startup = String::new();
+        host.wait_until("the startup process is at work", SOON, || {
+            startup = host.run("pgrep -f 'startup (recovering|recovery)'").stdout.trim().to_owned();
+            startup.parse::<i32>().is_ok()
+        });
+        host.signal(startup.parse().expect("a pid"), host::Signal::SIGSTOP);
+        assert_eq!((pass(&host), failures(&host)), (2, 0), "at first sight nobody knows");
+        assert_eq!((pass(&host), failures(&host)), (2, 1));
+    }
+
+    fn the_application_is_tried_with_its_credential(host: Host) {
+        quiet(&host, "[health.application]\nrole = \"app\"\ndatabase = \"app\"\nhost = \"localhost\"\n");
+        host.psql("CREATE ROLE app LOGIN PASSWORD 'secret'");
+        host.psql("CREATE DATABASE app OWNER app");
+        let judged = |host: &Host| {
+            let text = host.file(&format!("/var/lib/pg-recovery/health/{}-main.json", host.version())).read();
+            serde_json::from_str::<Value>(&text).expect("the state is JSON")
+        };
+        assert_eq!(pass(&host), 0);
+        assert_check(&judged(&host), "application_login", "ok", "there is no credential");
+        let credential = "/etc/pg-recovery/credentials/application-password";
+        host.sh(&format!("install -m 600 /dev/null {credential} && echo secret > {credential}"));
+        assert_eq!(pass(&host), 0);
+        assert_check(&judged(&host), "application_login", "ok", "role app can log in");
+        host.sh(&format!("echo wrong > {credential}"));
+        assert_eq!((pass(&host), failures(&host)), (2, 0), "no recovery would mend a password");
+        assert_check(&judged(&host), "application_login", "critical", "password authentication failed");
+        host.journal_of("pg-health-check").does_not_say("secret");
+        host.sh(&format!("chmod 644 {credential}"));
+        let refused = host.run("pg-health-check");
+        assert_eq!(refused.status, 3, "{refused}");
+        assert!(refused.stderr.contains("others than its owner may read it"), "{refused}");
+    }
+
+    fn a_bad_line_is_a_warning_as_long_as_the_server_runs(host: Host) {
+        quiet(&host, "");
+        let folder = host.configuration_directory();
+        host.file(&format!("{folder}/conf.d/colour.conf")).write("colour = blue\n");
+        assert_eq!((pass(&host), failures(&host)), (1, 0));
+        let judged = look(&host, &host.main_cluster());
+        assert_check(&judged, "configuration", "warning", "colour.conf line 1: colour: unrecognized");
+        host.file(&format!("{folder}/conf.d/colour.conf")).remove();
+        host.file(&format!("{folder}/pg_hba.conf")).append("local all all tsrust");
+        assert_check(&look(&host, &host.main_cluster()), "configuration", "warning", "pg_hba.conf line");
+        host.file(&format!("{folder}/pg_hba.conf")).replace("local all all tsrust\n", "");
+        host.psql("ALTER SYSTEM SET max_connections = 77");
+        let judged = look(&host, &host.main_cluster());
+        assert_check(&judged, "configuration", "ok", "");
+        assert_check(&judged, "pending_restart", "ok", "max_connections");
+    }
+
+    fn a_certificate_that_expires_soon_is_critical_and_starts_no_recovery(host: Host) {
+        quiet(&host, "");
+        let data = host.data_directory();
+        let made = host.as_postgres(&format!(
+            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=short.example -days 1 \
+             -keyout {data}/server.key -out {data}/server.crt && chmod 600 {data}/server.key"
+        ));
+        assert!(made.success(), "{made}");
+        host.psql("ALTER SYSTEM SET ssl_cert_file = 'server.crt'");
+        host.psql("ALTER SYSTEM SET ssl_key_file = 'server.key'");
+        host.psql("SELECT pg_reload_conf()");
+        host.wait_until("the server has the new certificate", SOON, || host.psql("SHOW ssl_cert_file") == "server.crt");
+        for _ in 0..3 {
+            assert_eq!((pass(&host), failures(&host)), (2, 0));
+        }
+        assert_check(&look(&host, &host.main_cluster()), "certificate", "critical", "CN=short.example expires in 0 days");
+    }
+
+    fn a_full_disk_is_critical_and_starts_no_recovery(host: Host) {
+        quiet(&host, "");
+        let _disk = host.move_data_to_disk(400);
+        let free = host.sh(&format!("df --output=avail -k {} | tail -n 1", host.data_directory()));
+        let free: u64 = free.trim().parse().expect("a number");
+        host.sh(&format!("fallocate -l {}K {}/filler", free * 94 / 100, host.data_directory()));
+        for _ in 0..3 {
+            assert_eq!((pass(&host), failures(&host)), (2, 0));
+        }
+        let judged = look(&host, &host.main_cluster());
+        assert_check(&judged, "disk_data", "critical", "% of the data, wal volume");
+        assert!(judged["score"].as_u64().is_some_and(|score| score > 0), "{judged:#}");
+        host.sh(&format!("rm {}/filler", host.data_directory()));
+    }
+
+    fn commits_that_wait_for_a_missing_standby_are_told_apart_from_a_dead_server(host: Host) {
+        quiet(&host, "");
+        assert_eq!(pass(&host), 0);
+        host.psql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+        host.psql("SELECT pg_reload_conf()");
+        host.wait_until("commits wait", SOON, || host.psql("SHOW synchronous_standby_names") == "nobody");
+        for _ in 0..2 {
+            assert_eq!((pass(&host), failures(&host)), (2, 0));
+        }
+        host.journal_of("pg-health-check").says("only a person may change synchronous_standby_names");
+        host.wait_until("no session of the check is left behind", SOON, || {
+            host.psql("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") == "0"
+        });
+        host.psql("ALTER SYSTEM RESET synchronous_standby_names");
+        host.psql("SELECT pg_reload_conf()");
+        host.wait_until("commits do not wait", SOON, || host.psql("SHOW synchronous_standby_names").is_empty());
+        assert_eq!(pass(&host), 0);
+    }
+
+    fn wrong_input_is_answered_with_unknown_and_the_reason(host: Host) {
+        quiet(&host, "");
+        let ask = |command: &str, reason: &str| {
+            let output = host.run(command);
+            assert_eq!(output.status, 3, "{command}\n{output}");
+            assert!(output.stderr.contains(reason), "{command}\n{output}");
+            assert_eq!(output.stdout, "", "{command}");
+        };
+        ask("pg-health-check --colour", "invalid option '--colour'");
+        ask("pg-health-check --cluster 9/none", "cannot find cluster 9/none");
+        ask("pg-health-check --config /nowhere.toml", "cannot read the configuration /nowhere.toml");
+        ask("runuser -u nobody -- pg-health-check", "runs as another user");
+        host.configure("[health]\ncolour = 3\n");
+        ask("pg-health-check", "/etc/pg-recovery/config.d/test.toml, line 2, key colour");
+    }
+
+    fn a_host_without_a_cluster_is_ok(host: Host) {
+        quiet(&host, "");
+        host.sh(&format!("pg_dropcluster --stop {} main", host.version()));
+        let output = host.run("pg-health-check");
+        assert_eq!((output.status, output.stdout.as_str()), (0, "PG OK - no PostgreSQL cluster on this host\n"));
+        assert_eq!(host.json("pg-health-check --json"), serde_json::json!({ "clusters": [] }));
+        assert_eq!(pass(&host), 0);
+    }
+
+    fn a_cluster_that_was_switched_off_is_left_alone(host: Host) {
+        quiet(&host, "");
+        let left_alone = |reason: &str| {
+            for _ in 0..4 {
+                assert_eq!((pass(&host), failures(&host)), (0, 0));
+            }
+            let judged = look(&host, &host.main_cluster());
+            assert_eq!((&judged["status"], &judged["score"]), (&Value::from("ok"), &Value::from(100)));
+            assert_check(&judged, "process", "ok", reason);
+        };
+        faults::o1_operator_off::inject_mask(&host);
+        left_alone("has its unit masked, leaving it alone");
+        host.sh(&format!("systemctl unmask {}", host.unit()));
+        faults::o1_operator_off::inject_disable_all(&host);
+        left_alone("is disabled, as postgresql.service is, leaving it alone");
+        host.sh("systemctl enable postgresql.service");
+        faults::o1_operator_off::inject_manual(&host);
+        left_alone("is set to manual in start.conf, leaving it alone");
+    }
+
+    fn a_crash_is_told_apart_from_a_clean_stop(host: Host) {
+        quiet(&host, "");
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        let judged = look(&host, &host.main_cluster());
+        assert_check(&judged, "process", "critical", "pg_control: in production");
+        assert_check(&judged, "process", "critical", "killed by signal 9");
+        host.sh(&format!("systemctl start {}", host.unit()));
+        host.wait_until_accepting(SOON);
+        faults::o1_operator_off::inject_stop_as_postgres(&host);
+        assert_check(&look(&host, &host.main_cluster()), "process", "critical", "it was stopped cleanly");
+    }
+
+    fn the_table_that_is_written_never_grows(host: Host) {
+        quiet(&host, "");
+        host.sh("for pass in $(seq 400); do pg-health-check > /dev/null || exit; done");
+        assert_eq!(host.psql("SELECT pg_relation_size('pgrecovery.heartbeat')"), "8192");
+        assert_eq!(host.psql("SELECT beat >= 400 FROM pgrecovery.heartbeat"), "t");
+        assert_eq!(host.psql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pg-health-check'"), "0");
+    }
+
+    fn a_table_that_somebody_else_put_in_its_place_is_not_touched(host: Host) {
+        quiet(&host, "");
+        host.psql("DROP SCHEMA IF EXISTS pgrecovery CASCADE");
+        host.psql("CREATE ROLE mallory");
+        host.psql("CREATE SCHEMA pgrecovery AUTHORIZATION mallory");
+        let judged = look(&host, &host.main_cluster());
+        assert_eq!(judged["status"], "unknown");
+        assert_check(&judged, "write", "unknown", "belongs to another role");
+        assert_eq!(host.psql("SELECT to_regclass('pgrecovery.heartbeat') IS NULL"), "t");
+    }
+
+    fn a_pass_is_cheap(host: Host) {
+        quiet(&host, "");
+        assert_eq!(pass(&host), 0);
+        let ten = "for pass in $(seq 10); do pg-health-check --count > /dev/null; done";
+        let times = host.sh(&format!("runuser -u postgres -- bash -c 'TIMEFORMAT=\"%U %S\"; time {{ {ten}; }}' 2>&1"));
+        let seconds: f64 = times.split_whitespace().filter_map(|word| word.parse::<f64>().ok()).sum();
+        println!("\nCPU of one pass: {:.1} ms", seconds * 100.0);
+        assert!(seconds * 100.0 < 50.0, "{times}");
+    }
+}

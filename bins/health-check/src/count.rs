@@ -98,11 +98,11 @@ pub fn tell(cluster: &Cluster, config: &Config, facts: &Facts, count: &Count, fa
                      more check{s}, unless you type: pg-recover pause --cluster {name} 2h \"why\""
                 );
             } else {
-                log::warn!(PG_CLUSTER = name; "failure {failures} of {max}: a recovery is asked for after {left} more");
+                log::warn!(PG_CLUSTER = name; "failure {failures} of {max}: a recovery is due after {left} more check{s}");
             }
         }
         Count::Add => {
-            log::error!(PG_CLUSTER = name; "failure {failures} of {max}: asking for a recovery of cluster {name}");
+            log::error!(PG_CLUSTER = name; "failure {failures} in a row: a recovery of cluster {name} is due");
         }
     }
 }

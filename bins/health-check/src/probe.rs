@@ -284,7 +284,7 @@ async fn waits_for(questions: &Questions, pid: i32) -> Option<String> {
 pub fn judge(answers: &Answers, cluster: &Cluster, config: &Health) -> Vec<Finding> {
     let mut findings = vec![judge_socket(&answers.connect, config)];
     findings.extend(judge_tcp(answers, cluster.setting("listen_addresses")));
-    findings.extend(answers.application.as_ref().map(|login| judge_login(login, config)));
+    findings.push(judge_login(answers.application.as_ref(), config));
     findings.extend(answers.query.as_ref().map(|query| judge_query(query, config)));
     findings.extend(answers.write.as_ref().map(judge_write));
     findings.extend(judge_synchronous(answers));
@@ -344,19 +344,20 @@ fn judge_tcp(answers: &Answers, configured: Option<&str>) -> Option<Finding> {
     })
 }
 
-fn judge_login(login: &Result<(), Refusal>, config: &Health) -> Finding {
+fn judge_login(login: Option<&Result<(), Refusal>>, config: &Health) -> Finding {
     let name = "application_login";
     let role = config.application.as_ref().map_or("?", |a| a.role.as_str());
     match login {
-        Ok(()) => Finding::ok(name, format!("role {role} can log in")),
-        Err(Refusal::NotAllowed(text)) if text == "a password is wanted" => {
+        None => Finding::ok(name, "skipped, [health.application] is not configured"),
+        Some(Ok(())) => Finding::ok(name, format!("role {role} can log in")),
+        Some(Err(Refusal::NotAllowed(text))) if text == "a password is wanted" => {
             Finding::ok(name, format!("skipped, the server wants a password of role {role} and there is no credential"))
         }
         // This client does not encrypt: pg_hba.conf rules of type hostssl are not for it.
-        Err(Refusal::NotAllowed(text)) if text.contains("no encryption") || text.contains("SSL off") => {
+        Some(Err(Refusal::NotAllowed(text))) if text.contains("no encryption") || text.contains("SSL off") => {
             Finding::unknown(name, format!("the server wants TLS of role {role}, which this check does not speak"))
         }
-        Err(refusal) => Finding::critical(name, format!("role {role} cannot log in: {refusal}")),
+        Some(Err(refusal)) => Finding::critical(name, format!("role {role} cannot log in: {refusal}")),
     }
 }
 
@@ -493,7 +494,7 @@ mod tests {
             application: Some(Application { role: "app".into(), database: "app".into(), host: None }),
             ..Health::default()
         };
-        let status = |login: Result<(), Refusal>| judge_login(&login, &config).check.status;
+        let status = |login: Result<(), Refusal>| judge_login(Some(&login), &config).check.status;
         let denied = |text: &str| Err(Refusal::NotAllowed(text.into()));
         assert_eq!(status(Ok(())), Status::Ok);
         assert_eq!(status(denied("a password is wanted")), Status::Ok);
