@@ -21,10 +21,11 @@ pub const LEFT_ALONE: &str = "4e7ff9b0c0a64d6cb3b7f3a0a5d5a005";
 pub fn init(identifier: &'static str) {
     let installed = if systemd_journal_logger::connected_to_journal() {
         systemd_journal_logger::JournalLog::new().and_then(|journal| {
-            journal.with_syslog_identifier(identifier.to_string()).install().map_err(std::io::Error::other)
+            let journal = journal.with_syslog_identifier(identifier.to_string());
+            log::set_boxed_logger(Box::new(Ours(journal))).map_err(std::io::Error::other)
         })
     } else {
-        log::set_boxed_logger(Box::new(Terminal)).map_err(std::io::Error::other)
+        log::set_boxed_logger(Box::new(Ours(Terminal))).map_err(std::io::Error::other)
     };
     if let Err(error) = installed {
         eprintln!("could not open the journal: {error}");
@@ -35,6 +36,25 @@ pub fn init(identifier: &'static str) {
 /// Messages of this program go to the journal, so what is printed as well would be there twice.
 pub fn is_journal() -> bool {
     systemd_journal_logger::connected_to_journal()
+}
+
+/// Passes on what our own programs say; what libraries think worth a line (a notice of the server, say) is no news here.
+struct Ours<L>(L);
+
+impl<L: Log> Log for Ours<L> {
+    fn enabled(&self, metadata: &Metadata) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record) {
+        if ["pg_", "shared"].iter().any(|ours| record.target().starts_with(ours)) {
+            self.0.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
 }
 
 /// Plain text for a person; the cluster is the only field that a person needs on each line.

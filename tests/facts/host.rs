@@ -195,7 +195,7 @@ facts_on_both_suites! {
 
     fn a_start_without_the_newest_wal_segment_loses_commits_silently(suite: Suite) {
         let host = Host::boot_plain(suite);
-        let (_, copy) = faults::s11_newest_wal_removed::inject(&host);
+        let (_, copy) = faults::s11_newest_wal_removed::inject(&host, || ());
         wait_until_down(&host);
         assert!(host.file(&copy).exists());
         start(&host);

@@ -5,7 +5,7 @@ use crate::Host;
 
 /// Commits a row into a new segment, then removes that segment and kills the postmaster in one go. Returns the lost row's id
 /// in the table `tail`, and the path of a copy of the segment, as an archive would have it.
-pub fn inject(host: &Host) -> (i64, String) {
+pub fn inject(host: &Host, before_the_crash: impl FnOnce()) -> (i64, String) {
     host.psql("CREATE TABLE IF NOT EXISTS tail (id bigint)");
     host.psql("CHECKPOINT");
     host.psql("SELECT pg_switch_wal()");
@@ -13,6 +13,7 @@ pub fn inject(host: &Host) -> (i64, String) {
     let segment = host.psql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
     let path = format!("{}/pg_wal/{segment}", host.data_directory());
     let copy = format!("/var/lib/postgresql/{segment}.kept");
+    before_the_crash();
     // The server still holds the removed file open, so this is what the disk looks like after the crash; and nothing has
     // time to start the server in between.
     host.sh(&format!("cp -a {path} {copy} && rm {path} && kill -9 {}", host.postmaster_pid()));

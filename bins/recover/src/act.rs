@@ -323,6 +323,7 @@ impl Actor<'_> {
             unit::reset_failed(&cluster.unit)?;
         }
         memory.log_mark = Some(server_log::length(cluster));
+        memory.started = true;
         unit::start(&cluster.unit)?;
         let began = Instant::now();
         loop {

@@ -258,9 +258,10 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
         evidence.push(format!("the server's last word was: {message}"));
         match class {
             Some(class @ ("C1" | "C2" | "C3")) if differs(facts) => return Fault::Configuration(class),
-            Some(class @ ("C1" | "C2" | "C3" | "C4" | "C5" | "P10" | "S9" | "S10" | "S18" | "H4")) => {
-                return Fault::NotOurs(class);
-            }
+            // It is what our own start met. An older message is no reason not to try once: every check before a start
+            // has passed, and what the server complained about may be mended.
+            Some(class) if facts.started_by_us => return Fault::NotOurs(class),
+            None if facts.started_by_us => return Fault::Unknown,
             _ => {}
         }
     }

@@ -74,6 +74,8 @@ pub struct Facts {
     pub lock_file_was_lost: bool,
     /// This or an interrupted run of this program stopped it.
     pub stopped_by_us: bool,
+    /// This run has tried to start it.
+    pub started_by_us: bool,
 }
 
 /// The configuration as the server would read it at its next start, against the last one it was seen to run with.
@@ -92,9 +94,10 @@ pub struct Configuration {
 /// What a run of this program knows beyond the cluster itself.
 #[derive(Debug, Default)]
 pub struct Memory {
-    /// Length of the server log before our last start.
+    /// Length of the server log at our last step: what comes behind it is news.
     pub log_mark: Option<u64>,
     pub stopped_by_us: bool,
+    pub started: bool,
 }
 
 pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts> {
@@ -140,6 +143,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         asked_by_checks: health::state(&cluster.name()).value.failures >= config.health.max_failures,
         socket_directory: socket_directory(cluster),
         stopped_by_us: memory.stopped_by_us,
+        started_by_us: memory.started,
         lock_file_was_lost: log.contains("data directory lock file is invalid"),
         failure: server_log::last_failure(&log),
         standing,

@@ -19,6 +19,7 @@ use crate::facts::{self, Facts, Memory};
 use crate::operator;
 use crate::plan::{Step, plan};
 use crate::report;
+use crate::server_log;
 use crate::verify::verify;
 
 /// No ladder is longer; a run that comes here goes round in circles.
@@ -143,6 +144,10 @@ impl<'a> Recovery<'a> {
         };
         log::info!(PG_CLUSTER = self.name, PG_STEP = step.name(), PG_RECOVERY_ID = self.id, MESSAGE_ID = STEP;
             "cluster {}: {} {word} after {ms}ms: {detail}", self.name, step.name());
+        if outcome.is_ok() {
+            // What the server complained about before this is past.
+            self.memory.log_mark = Some(server_log::length(self.cluster));
+        }
         let why = format!("{why}; {detail}");
         self.record.steps.push(StepRecord { step: step.name().into(), outcome: word.into(), ms, why });
         self.tried.push(step.clone());
