@@ -19,7 +19,10 @@ use crate::sentry;
 use crate::signals::{Asked, Signals};
 
 const ROOT: &str = "/etc/postgresql";
-const TURN: Duration = Duration::from_secs(5);
+/// How often the states are looked at for `systemctl status`.
+const TURN: Duration = Duration::from_secs(1);
+/// How often the clusters are looked for, and systemd gets its sign of life.
+const ROUND: Duration = Duration::from_secs(5);
 /// A cluster that does not answer must not keep the unit from becoming active.
 const READY_AT_LAST: Duration = Duration::from_secs(15);
 /// The tasks of a cluster's thread need little; the usual 2 MiB would be there for nothing.
@@ -50,12 +53,20 @@ pub fn watch(args: Args, config: Config, signals: &Signals) -> Result<()> {
         complaint: String::new(),
     };
     let began = Instant::now();
+    let mut round: Option<Instant> = None;
     loop {
-        host.follow();
+        if round.is_none_or(|at| at.elapsed() >= ROUND) {
+            round = Some(Instant::now());
+            host.follow();
+            host.tell_watchdog();
+        }
         host.report(began.elapsed() > READY_AT_LAST);
         match signals.wait(if host.is_ready { TURN } else { Duration::from_millis(50) }) {
             None => {}
-            Some(Asked::Reload) => host.reload(),
+            Some(Asked::Reload) => {
+                host.reload();
+                round = None;
+            }
             Some(Asked::Stop) => {
                 let _ = sd_notify::notify(&[NotifyState::Stopping]);
                 log::info!("no longer watching; the clusters run on");
@@ -128,9 +139,9 @@ impl Host<'_> {
         self.posts.values().all(|(post, _)| post.has_looked())
     }
 
-    /// Tells systemd how it goes; the watchdog only while every thread keeps its promise.
-    fn report(&mut self, is_time: bool) {
-        let mut late: Vec<(&str, Lateness)> = Vec::new();
+    /// Tells systemd's watchdog that all is well, while every thread keeps its promise.
+    fn tell_watchdog(&mut self) {
+        let mut late = Vec::new();
         for (name, (post, _)) in &self.posts {
             match post.is_late() {
                 Lateness::InTime => {}
@@ -143,25 +154,30 @@ impl Host<'_> {
                     Lateness::WaitsForDisk => "waits for a disk that does not answer",
                     _ => "does not come round",
                 };
-                log::warn!(PG_CLUSTER = *name; "the thread that watches cluster {name} {why}");
+                log::warn!(PG_CLUSTER = name.as_str(); "the thread that watches cluster {name} {why}");
             }
             self.is_late = !late.is_empty();
         }
+        if late.iter().all(|(_, lateness)| *lateness == Lateness::WaitsForDisk) {
+            let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+        }
+    }
+
+    /// Tells systemd in what state the clusters are, and once that all have been looked at.
+    fn report(&mut self, is_time: bool) {
         let states: Vec<String> =
             self.posts.iter().map(|(name, (post, _))| format!("{name} {}", post.state())).collect();
         let status = if states.is_empty() { "no cluster on this host".to_string() } else { states.join(", ") };
-        let mut told = Vec::new();
-        if status != self.status {
-            told.push(NotifyState::Status(&status));
+        let is_ready = !self.is_ready && (is_time || self.has_looked());
+        if status == self.status && !is_ready {
+            return;
         }
-        if !self.is_ready && (is_time || self.has_looked()) {
-            self.is_ready = true;
+        let mut told = vec![NotifyState::Status(&status)];
+        if is_ready {
             told.push(NotifyState::Ready);
         }
-        if late.iter().all(|(_, lateness)| *lateness == Lateness::WaitsForDisk) {
-            told.push(NotifyState::Watchdog);
-        }
         let _ = sd_notify::notify(&told);
+        self.is_ready |= is_ready;
         self.status = status;
     }
 

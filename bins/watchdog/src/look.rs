@@ -32,8 +32,6 @@ pub struct Look {
     pub lock_file_lost: bool,
     pub session: Option<Session>,
     pub beat: Option<Beat>,
-    /// When the server last answered a fresh connection or the session.
-    pub answered: Instant,
     fresh_at: Option<Instant>,
     fresh: Option<Result<(), Refusal>>,
     silent: u32,
@@ -53,7 +51,6 @@ impl Look {
             lock_file_lost: false,
             session: None,
             beat: None,
-            answered: now,
             fresh_at: None,
             fresh: None,
             silent: 0,
@@ -84,12 +81,7 @@ impl Look {
         if suspicious || due {
             self.connect(cluster, config).await;
         }
-        let facts = self.facts(cluster, &before);
-        let state = classify(&facts);
-        if matches!(state, State::Well) {
-            self.answered = Instant::now();
-        }
-        state
+        classify(&self.facts(cluster, &before))
     }
 
     fn is_let_in(&self) -> bool {

@@ -129,6 +129,7 @@ impl Sentry {
         self.seen = Seen::default();
         let mut look = Look::new(postmaster);
         let mut state = None;
+        let mut answered = Instant::now();
         loop {
             self.refresh();
             if self.post.is_gone() {
@@ -137,7 +138,10 @@ impl Sentry {
             let began = Instant::now();
             let turn = async {
                 let now = look.look(&self.cluster, &self.config).await;
-                self.became(&now, state.as_ref(), &look);
+                self.became(&now, state.as_ref(), answered.elapsed());
+                if now == State::Well {
+                    answered = Instant::now();
+                }
                 state = Some(now);
                 self.act_on(state.as_ref(), &mut look).await;
                 let heartbeat = self.config.watchdog.heartbeat;
@@ -159,8 +163,8 @@ impl Sentry {
     }
 
     /// Says what has changed.
-    fn became(&mut self, now: &State, before: Option<&State>, look: &Look) {
-        if *now == State::Suspect && before.is_some() {
+    fn became(&mut self, now: &State, before: Option<&State>, silence: Duration) {
+        if *now == State::Suspect {
             return;
         }
         self.post.set_state(now.label());
@@ -170,7 +174,7 @@ impl Sentry {
             return;
         }
         let (name, cluster) = (self.name.as_str(), &self.name);
-        let silent_ms = look.answered.elapsed().as_millis() as u64;
+        let silent_ms = silence.as_millis() as u64;
         match now {
             State::Well => self.is_well(before, silent_ms),
             State::Busy => {
