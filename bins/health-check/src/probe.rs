@@ -242,7 +242,7 @@ async fn write(session: &Session, questions: &Questions, identity: &Identity) ->
     let beat = async {
         session.query(CANCEL_LEFTOVERS, budget.left_but(reserve)).await?;
         if identity.table.is_none() {
-            create(session, budget).await?;
+            create(session, budget.left_but(reserve)).await?;
         }
         let rows = retry(|| session.query(BEAT, budget.left_but(reserve))).await?;
         if rows.is_empty() {
@@ -259,13 +259,13 @@ async fn write(session: &Session, questions: &Questions, identity: &Identity) ->
     }
 }
 
-async fn create(session: &Session, budget: &Budget) -> Result<(), Refusal> {
-    match session.query(CREATE, budget.left()).await {
+async fn create(session: &Session, patience: Duration) -> Result<(), Refusal> {
+    match session.query(CREATE, patience).await {
         // Another check made it at the same moment (unique_violation in the catalog): IF NOT EXISTS does not see that.
         Err(Refusal::Server(code, _)) if code == "23505" => {}
         outcome => drop(outcome?),
     }
-    session.query(INSERT, budget.left()).await.map(drop)
+    session.query(INSERT, patience).await.map(drop)
 }
 
 /// Asks on a second connection what the session waits for, and ends the wait: a session that waits for a synchronous
@@ -282,7 +282,8 @@ async fn waits_for(questions: &Questions, pid: i32) -> Option<String> {
 }
 
 pub fn judge(answers: &Answers, cluster: &Cluster, config: &Health) -> Vec<Finding> {
-    let mut findings = vec![judge_socket(&answers.connect, config)];
+    let has_socket = cluster.setting("unix_socket_directories") != Some("");
+    let mut findings = vec![judge_socket(&answers.connect, has_socket, config)];
     findings.extend(judge_tcp(answers, cluster.setting("listen_addresses")));
     findings.push(judge_login(answers.application.as_ref(), config));
     findings.extend(answers.query.as_ref().map(|query| judge_query(query, config)));
@@ -298,15 +299,19 @@ fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-fn judge_socket(connect: &Result<Duration, Refusal>, config: &Health) -> Finding {
+fn judge_socket(connect: &Result<Duration, Refusal>, has_socket: bool, config: &Health) -> Finding {
     let name = "socket";
     match connect {
         Ok(time) => {
             let ms = milliseconds(*time);
             Finding::ok(name, format!("a new connection took {ms:.1} ms")).value(ms, "ms")
         }
-        // invalid_catalog_name: the server is well, the configuration of this program is not.
-        Err(Refusal::Server(code, text)) if code == "3D000" => {
+        Err(_) if !has_socket => {
+            Finding::unknown(name, "unix_socket_directories is empty, and this check needs a socket to log in")
+        }
+        // invalid_catalog_name, or a database that takes no connections (object_not_in_prerequisite_state): the server
+        // is well, the configuration of this program is not.
+        Err(Refusal::Server(code, text)) if code == "3D000" || code == "55000" => {
             Finding::unknown(name, format!("{text}: correct health.database"))
         }
         Err(silence) if silence.is_silence() => {
@@ -392,10 +397,10 @@ fn judge_write(write: &Write) -> Finding {
             let event = event.as_ref().map(|e| format!(", it waits for {e}")).unwrap_or_default();
             Finding::critical(name, format!("a write was not committed within {:.1}s{event}", time.as_secs_f64()))
         }
-        Write::Foreign => Finding::unknown(
+        Write::Foreign => Finding::warning(
             name,
-            "the schema pgrecovery or its table heartbeat belongs to another role: drop it, or give it to the \
-             owner of the cluster",
+            "no write was tried: the schema pgrecovery or its table heartbeat belongs to another role; drop it, or \
+             give it to the owner of the cluster",
         ),
         // 53: insufficient resources, a full disk first of all; 54000: no transaction ids left. A restart makes
         // neither better.
@@ -440,11 +445,12 @@ mod tests {
             Refusal::OutOfSlots("FATAL".into()),
             Refusal::NotAllowed("FATAL".into()),
         ] {
-            let finding = judge_socket(&Err(refusal.clone()), &config);
+            let finding = judge_socket(&Err(refusal.clone()), true, &config);
             assert!(finding.escalates, "{refusal:?}");
         }
         let no_database = Err(Refusal::Server("3D000".into(), "FATAL: database \"x\" does not exist".into()));
-        assert_eq!(judge_socket(&no_database, &config).check.status, Status::Unknown);
+        assert_eq!(judge_socket(&no_database, true, &config).check.status, Status::Unknown);
+        assert_eq!(judge_socket(&Err(Refusal::NoSocket), false, &config).check.status, Status::Unknown);
     }
 
     #[test]
@@ -485,7 +491,7 @@ mod tests {
             assert_eq!((finding.check.status, finding.escalates), (Status::Critical, escalates), "{code}");
         }
         assert_eq!(judge_write(&Write::Locked).check.status, Status::Warning);
-        assert_eq!(judge_write(&Write::Foreign).check.status, Status::Unknown);
+        assert_eq!(judge_write(&Write::Foreign).check.status, Status::Warning);
     }
 
     #[test]

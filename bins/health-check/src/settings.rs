@@ -40,10 +40,11 @@ pub fn signature(cluster: &Cluster) -> String {
     format!("{:016x}", hasher.finish())
 }
 
-/// What is known about the files with this signature: what was found last time, or a new look when they have changed
-/// or the server is down, for then it is the first thing a person needs to know.
+/// What is known about the files with this signature. They are looked at anew when they have changed, when something was
+/// wrong with them (it may have been in a file that the signature does not cover), and when the server is down, for then
+/// it is the first thing a person needs to know.
 pub fn rehearsal(cluster: &Cluster, known: &Rehearsal, signature: String, server_runs: bool) -> Rehearsal {
-    if server_runs && !signature.is_empty() && known.signature == signature {
+    if server_runs && known.error.is_none() && !signature.is_empty() && known.signature == signature {
         return known.clone();
     }
     match rehearse(cluster) {

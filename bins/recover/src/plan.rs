@@ -123,19 +123,12 @@ fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
         Fault::BadLockFile | Fault::RecycledPid => {
             vec![(Step::SetLockFileAside, "no process of the cluster is left; the file is kept as evidence"), start]
         }
-        Fault::LockFileGone if facts.saved_lock_file => {
-            vec![(
-                Step::PutLockFileBack,
-                "the saved copy is this postmaster's; the server goes on as if nothing had been",
-            )]
+        Fault::LockFileGone => {
+            let back =
+                (Step::PutLockFileBack, "the saved copy is this postmaster's; it goes on as if nothing had been");
+            let stop = (Step::StopFast, "without its lock file it stops by itself within 60s; a clean stop is better");
+            Some(back).filter(|_| facts.saved_lock_file).into_iter().chain([stop, start]).collect()
         }
-        Fault::LockFileGone => vec![
-            (
-                Step::StopFast,
-                "there is no copy of the lock file; a clean stop is better than the server's own within 60s",
-            ),
-            start,
-        ],
         Fault::Orphans => {
             vec![
                 (Step::EndOrphans, "their postmaster is dead; no start is possible while they hold the shared memory"),
@@ -178,4 +171,223 @@ fn restore(facts: &Facts, class: &str) -> Option<Step> {
     let (restore, set_aside) =
         choices.iter().map(|wanted| pick(wanted)).find(|(a, b)| !a.is_empty() || !b.is_empty())?;
     Some(Step::RestoreConfiguration { restore, set_aside })
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::client::Refusal;
+    use shared::config::Config;
+    use shared::control::{Control, DbState};
+    use shared::pidfile::{LockFile, PidFile};
+    use shared::prestart::Obstacle;
+    use shared::process::{Family, Identity, Process};
+    use shared::standing::Standing;
+    use shared::unit::UnitState;
+
+    use super::*;
+    use crate::diagnosis::diagnose;
+    use crate::facts::Configuration;
+
+    fn process(pid: i32, state: char) -> Process {
+        Process { pid, parent: 1, comm: "postgres".into(), state, cpu: 1, started: 1 }
+    }
+
+    fn control(state: DbState) -> Control {
+        Control {
+            system_identifier: 1,
+            state,
+            checkpoint: shared::control::Lsn(2),
+            redo: shared::control::Lsn(1),
+            timeline: 1,
+            wal_segment_size: 16 << 20,
+            wal_block_size: 8192,
+        }
+    }
+
+    /// A cluster that was killed: the unit failed by signal 9, nothing is left, nothing is in the way.
+    fn killed() -> Facts {
+        Facts {
+            standing: Standing::Meant,
+            unit: UnitState {
+                active: "failed".into(),
+                result: "exit-code".into(),
+                exit_kind: 2,
+                exit_status: 9,
+                ..UnitState::default()
+            },
+            family: Family::default(),
+            lock_file: LockFile::Missing,
+            lock_owner: None,
+            saved_lock_file: false,
+            control: Ok(control(DbState::InProduction)),
+            connection: Err(Refusal::NoSocket),
+            moves: false,
+            traced: false,
+            obstacles: Vec::new(),
+            socket_directory: Ok(()),
+            configuration: Configuration::default(),
+            failure: None,
+            asked_by_checks: false,
+            lock_file_was_lost: false,
+            stopped_by_us: false,
+            started_by_us: false,
+        }
+    }
+
+    /// A cluster that runs and answers.
+    fn well() -> Facts {
+        Facts {
+            family: Family { postmaster: Some(process(10, 'S')), ..Family::default() },
+            lock_file: LockFile::Present(PidFile { pid: 10, status: "ready".into(), ..PidFile::default() }),
+            lock_owner: Some(Identity::Ours),
+            connection: Ok(()),
+            ..killed()
+        }
+    }
+
+    /// A cluster that was stopped by `systemctl stop`.
+    fn stopped() -> Facts {
+        Facts {
+            unit: UnitState {
+                active: "inactive".into(),
+                result: "success".into(),
+                exit_kind: 1,
+                ..UnitState::default()
+            },
+            control: Ok(control(DbState::ShutDown)),
+            ..killed()
+        }
+    }
+
+    fn decide(facts: &Facts, tried: &[Step]) -> (&'static str, Vec<&'static str>) {
+        let diagnosis = diagnose(facts, &Config::default(), "16/main");
+        let names = plan(facts, &diagnosis, tried).iter().map(|p| p.step.name()).collect();
+        (diagnosis.fault.class(), names)
+    }
+
+    fn obstacle(fault: &'static str) -> Vec<Obstacle> {
+        vec![Obstacle { fault, message: "x".into() }]
+    }
+
+    #[test]
+    fn each_fault_has_its_ladder_gentlest_rung_first() {
+        let hung = |state, moves| Facts {
+            family: Family { postmaster: Some(process(10, state)), ..Family::default() },
+            connection: Err(Refusal::Timeout),
+            moves,
+            ..well()
+        };
+        let garbage = Facts { lock_file: LockFile::Garbage, ..killed() };
+        let recycled = Facts { lock_owner: Some(Identity::Foreign("tail (PID 7)".into())), ..killed() };
+        let gone = Facts { lock_file: LockFile::Missing, saved_lock_file: true, ..well() };
+        let gone_without_copy = Facts { saved_lock_file: false, lock_file: LockFile::Missing, ..well() };
+        let orphans = Facts {
+            family: Family { children: vec![process(11, 'T')], ..Family::default() },
+            obstacles: obstacle("P9"),
+            ..killed()
+        };
+        let sockets = Facts { socket_directory: Err("x".into()), ..killed() };
+        let cases: Vec<(Facts, &str, &[&str])> = vec![
+            (killed(), "P1", &["start"]),
+            (hung('T', false), "P2", &["continue", "stop-fast", "stop-immediate", "kill-postmaster", "start"]),
+            (hung('S', false), "P2", &["stop-fast", "stop-immediate", "kill-postmaster", "start"]),
+            (garbage, "P6", &["set-lock-file-aside", "start"]),
+            (recycled, "P7", &["set-lock-file-aside", "start"]),
+            (gone, "P8", &["put-lock-file-back", "stop-fast", "start"]),
+            (gone_without_copy, "P8", &["stop-fast", "start"]),
+            (orphans, "P9", &["end-orphans", "start"]),
+            (sockets, "P11", &["create-socket-directory", "start"]),
+            (Facts { obstacles: obstacle("S7"), ..killed() }, "S7", &["restore-mode", "start"]),
+        ];
+        for (facts, class, steps) in cases {
+            assert_eq!(decide(&facts, &[]), (class, steps.to_vec()));
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_or_not_safe_is_never_acted_upon() {
+        let busy = Facts { connection: Err(Refusal::Timeout), moves: true, ..well() };
+        let disk = Facts {
+            family: Family { postmaster: Some(process(10, 'D')), ..Family::default() },
+            connection: Err(Refusal::Timeout),
+            ..well()
+        };
+        let recovering = Facts { connection: Err(Refusal::Starting("x".into())), moves: true, ..well() };
+        let unclear =
+            Facts { family: Family { unclear: vec![5], ..Family::default() }, obstacles: obstacle("P9"), ..killed() };
+        let debugged = Facts { traced: true, connection: Err(Refusal::Timeout), ..well() };
+        let slots = Facts { connection: Err(Refusal::OutOfSlots("x".into())), ..well() };
+        for (facts, class) in [
+            (well(), "none"),
+            (busy, "H2"),
+            (disk, "S5"),
+            (recovering, "H2"),
+            (unclear, "P9"),
+            (debugged, "O1"),
+            (slots, "L1"),
+            (Facts { obstacles: obstacle("S11"), ..killed() }, "S11"),
+            (Facts { obstacles: obstacle("S6"), ..killed() }, "S6"),
+            (Facts { lock_owner: Some(Identity::Unclear), ..killed() }, "P7"),
+            (Facts { standing: Standing::Left("is paused".into()), ..killed() }, "O1"),
+            (Facts { connection: Err(Refusal::Server("42501".into(), "x".into())), ..well() }, "unknown"),
+        ] {
+            assert_eq!(decide(&facts, &[]), (class, vec![]));
+        }
+    }
+
+    #[test]
+    fn a_clean_stop_is_respected_until_the_checks_ask() {
+        assert_eq!(decide(&stopped(), &[]), ("O1", vec![]));
+        assert_eq!(decide(&Facts { asked_by_checks: true, ..stopped() }, &[]), ("O1", vec!["start"]));
+        assert_eq!(decide(&Facts { stopped_by_us: true, ..stopped() }, &[]), ("P1", vec!["start"]));
+        let immediate = Facts { unit: UnitState { exit_kind: 1, exit_status: 0, ..killed().unit }, ..killed() };
+        assert_eq!(decide(&immediate, &[]), ("O1", vec![]));
+        assert_eq!(decide(&Facts { lock_file_was_lost: true, ..immediate }, &[]), ("P1", vec!["start"]));
+        let mut leave = Config { on_clean_stop: shared::config::OnCleanStop::Leave, ..Config::default() };
+        let asked = Facts { asked_by_checks: true, ..stopped() };
+        assert_eq!(diagnose(&asked, &leave, "16/main").fault, Fault::StoppedOnPurpose);
+        leave.on_clean_stop = shared::config::OnCleanStop::Start;
+        assert_eq!(diagnose(&asked, &leave, "16/main").fault, Fault::Down);
+    }
+
+    #[test]
+    fn the_fewest_files_that_can_be_the_cause_are_put_back() {
+        let protocol = UnitState { active: "failed".into(), result: "protocol".into(), ..UnitState::default() };
+        let configuration = || Configuration {
+            error: None,
+            changed: vec!["/c/pg_hba.conf".into(), "/c/postgresql.conf".into(), "/d/postgresql.auto.conf".into()],
+            added: vec!["/c/conf.d/new.conf".into()],
+            not_ours: Vec::new(),
+            has_good: true,
+        };
+        let of = |configuration, failure| Facts { unit: protocol.clone(), configuration, failure, ..stopped() };
+        let first = |facts: &Facts, tried: &[Step]| {
+            let diagnosis = diagnose(facts, &Config::default(), "16/main");
+            plan(facts, &diagnosis, tried).into_iter().next().map(|p| p.step)
+        };
+        let restore = |restore: &[&str], set_aside: &[&str]| {
+            let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect();
+            Some(Step::RestoreConfiguration { restore: paths(restore), set_aside: paths(set_aside) })
+        };
+        let syntax = Configuration { error: Some("in file \"/c/conf.d/new.conf\" line 1".into()), ..configuration() };
+        assert_eq!(first(&of(syntax, None), &[]), restore(&[], &["/c/conf.d/new.conf"]));
+        let hba = of(configuration(), Some(("could not load pg_hba.conf".into(), Some("C2"))));
+        assert_eq!(first(&hba, &[]), restore(&["/c/pg_hba.conf"], &[]));
+        let setting = of(configuration(), Some(("could not access file".into(), Some("C3"))));
+        assert_eq!(first(&setting, &[]), restore(&["/d/postgresql.auto.conf"], &[]));
+        // A person changed what makes commits durable, or where the data is: that is not put back.
+        let durable = Configuration { not_ours: vec!["fsync".into()], error: Some("x".into()), ..configuration() };
+        assert_eq!(first(&of(durable, None), &[]), None);
+        // Nothing is known to be good.
+        let unknown = Configuration { has_good: false, error: Some("x".into()), ..configuration() };
+        assert_eq!(first(&of(unknown, None), &[]), None);
+    }
+
+    #[test]
+    fn a_failed_start_is_not_repeated_until_something_else_was_done() {
+        assert_eq!(decide(&killed(), &[Step::Start]).1, Vec::<&str>::new());
+        assert_eq!(decide(&killed(), &[Step::Start, Step::RestoreMode]).1, ["start"]);
+        let unknown = Facts { started_by_us: true, failure: Some(("new words".into(), None)), ..killed() };
+        assert_eq!(decide(&unknown, &[Step::Start]), ("unknown", vec![]));
+    }
 }
