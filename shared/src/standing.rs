@@ -104,18 +104,30 @@ pub fn not_meant(start: Start, unit: &UnitState, umbrella: Option<&UnitState>) -
     }
 }
 
-/// dpkg and apt hold fcntl locks on these files while they work; /proc/locks shows them to everybody (proc(5)).
+/// dpkg and apt hold fcntl locks on these files while they work. Root asks the kernel for them; others, who may not open
+/// the files, find them in /proc/locks (proc(5)).
 fn package_manager_runs() -> Option<String> {
+    let is_locked = |path: &&str| match std::fs::File::open(path) {
+        Ok(file) => holds_lock(&file),
+        Err(_) => listed_as_locked(path),
+    };
+    let running = ["/var/lib/dpkg/lock", "/var/lib/dpkg/lock-frontend"].iter().any(is_locked);
+    running.then(|| "is left alone while the package manager runs".to_string())
+}
+
+fn holds_lock(file: &std::fs::File) -> bool {
+    // SAFETY: flock is a plain struct of integers, for which zeros are valid.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as i16;
+    nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_GETLK(&mut lock)).is_ok() && lock.l_type != libc::F_UNLCK as i16
+}
+
+fn listed_as_locked(path: &str) -> bool {
     let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-    ["/var/lib/dpkg/lock", "/var/lib/dpkg/lock-frontend"].iter().find_map(|path| {
-        let meta = std::fs::metadata(path).ok()?;
-        let (device, inode) = (meta.st_dev(), meta.st_ino());
-        let id = format!("{:02x}:{:02x}:{inode}", libc::major(device), libc::minor(device));
-        locks
-            .lines()
-            .any(|l| l.split_whitespace().any(|word| word == id))
-            .then(|| "is left alone while the package manager runs".to_string())
-    })
+    let Ok(meta) = std::fs::metadata(path) else { return false };
+    let (device, inode) = (meta.st_dev(), meta.st_ino());
+    let id = format!("{:02x}:{:02x}:{inode}", libc::major(device), libc::minor(device));
+    locks.lines().any(|l| l.split_whitespace().any(|word| word == id))
 }
 
 /// Patroni, pg_auto_failover and repmgr decide themselves what runs where.

@@ -81,6 +81,11 @@ pub fn start(unit: &str) -> Result<()> {
     call(systemctl().args(["start", "--no-block", "--", unit])).map(drop)
 }
 
+/// Queues a stop job; it also ends a start that waits for a server which will not come.
+pub fn stop(unit: &str) -> Result<()> {
+    call(systemctl().args(["stop", "--no-block", "--", unit])).map(drop)
+}
+
 /// Forgets failures, so that the start limit does not refuse the next start.
 pub fn reset_failed(unit: &str) -> Result<()> {
     call(systemctl().args(["reset-failed", "--", unit])).map(drop)
@@ -95,6 +100,8 @@ pub fn is_stopping() -> bool {
 fn systemctl() -> Command {
     let mut command = Command::new("systemctl");
     command.arg("--no-ask-password").env("LC_ALL", "C").env("SYSTEMD_PAGER", "");
+    // systemctl notifies whom it finds there, and systemd would complain about a message that is not ours.
+    command.env_remove("NOTIFY_SOCKET");
     command
 }
 

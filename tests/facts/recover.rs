@@ -1,1 +1,372 @@
 //! What pg-recover must do, and must leave alone.
+
+use std::time::Duration;
+
+use host::{Host, Signal, Suite, facts_on_both_suites, faults};
+
+const SOON: Duration = Duration::from_secs(60);
+const QUICK_LADDER: &str = "[recover]\nfast_stop_timeout = \"1s\"\nimmediate_stop_timeout = \"1s\"\n";
+
+/// Leaves pg-recover alone with the fault: what the watchdog knows is saved, then it and the timer are stopped.
+fn alone(host: &Host) {
+    let good = format!("ls -d /var/lib/pg-recovery/points/*-{}-main-good", host.version());
+    host.wait_until("the good configuration is saved", SOON, || host.run(&good).success());
+    host.sh("systemctl stop pg-watchdog.service pg-health-check.timer pg-health-check.service");
+}
+
+/// The checks have found it down three times.
+fn asked_by_checks(host: &Host) {
+    let name = format!("/var/lib/pg-recovery/health/{}-main.json", host.version());
+    let mut state = if host.file(&name).exists() {
+        serde_json::from_str(&host.file(&name).read()).expect("the state is JSON")
+    } else {
+        serde_json::json!({"version": 1, "serial": 1})
+    };
+    state["failures"] = 3.into();
+    host.file(&name).write(state.to_string());
+    host.sh(&format!("chown postgres: {name}"));
+}
+
+fn plan(host: &Host) -> serde_json::Value {
+    host.json("pg-recover --plan --json")["clusters"][0].clone()
+}
+
+/// A run of the service; its exit code as systemd saw it.
+fn recover(host: &Host) -> i32 {
+    host.start_and_wait("pg-recovery.service");
+    host.property_of("pg-recovery.service", "ExecMainStatus").parse().expect("a status is a number")
+}
+
+/// The run has done nothing and says why, and the cluster is as it was.
+#[track_caller]
+fn leaves_it_alone(host: &Host, why: &str) {
+    asked_by_checks(host);
+    let before = host.state_of(&host.unit());
+    assert_eq!(recover(host), 0);
+    host.journal_of("pg-recover").says(why).does_not_say("step 1");
+    assert_eq!(host.state_of(&host.unit()), before);
+    assert!(host.recoveries().is_empty(), "{:?}", host.recoveries());
+}
+
+/// SIGSTOP again and again: a hang that SIGCONT does not cure.
+fn keep_stopped(host: &Host) {
+    let pid = host.postmaster_pid();
+    host.run_as_unit("stopper", "root", &format!("while kill -STOP {pid}; do sleep 0.02; done"));
+    host.wait_until("it is stopped", SOON, || host.state_of_process(pid) == Some('T'));
+}
+
+facts_on_both_suites! {
+    fn a_healthy_cluster_is_not_touched(host: Host) {
+        let postmaster = host.postmaster_pid();
+        assert_eq!(recover(&host), 0);
+        host.journal_of("pg-recover").says("nothing to do");
+        assert_eq!(host.postmaster_pid(), postmaster);
+        let plan = plan(&host);
+        assert_eq!((&plan["diagnosis"]["fault"], &plan["plan"]), (&"none".into(), &serde_json::json!([])));
+    }
+
+    fn a_plan_changes_nothing_and_says_what_a_run_would_do(host: Host) {
+        alone(&host);
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        let found = plan(&host);
+        assert_eq!(found["cluster"], host.cluster());
+        assert_eq!(found["diagnosis"]["fault"], "P1");
+        assert!(found["diagnosis"]["evidence"].as_array().is_some_and(|e| !e.is_empty()));
+        assert_eq!(found["plan"][0]["step"], "start");
+        assert_eq!(found["plan"][0]["risk"], "none");
+        assert!(found["plan"][0]["why"].is_string());
+        assert_eq!(host.state_of(&host.unit()), "failed");
+        assert_eq!(recover(&host), 0);
+        assert!(host.is_accepting());
+        let record = host.recoveries().pop().expect("it is on record");
+        for key in ["id", "cluster", "fault", "detected_by", "evidence", "steps", "outcome", "started", "finished", "downtime_ms"] {
+            assert!(!record[key].is_null(), "{key}: {record:#}");
+        }
+        assert_eq!(record["steps"].as_array().map(Vec::len), Some(2), "start and verify: {record:#}");
+    }
+
+    fn a_stopped_cluster_is_left_alone_until_the_checks_ask(host: Host) {
+        alone(&host);
+        faults::o1_operator_off::inject_stop(&host);
+        assert_eq!(recover(&host), 0);
+        host.journal_of("pg-recover").says("was stopped on purpose, leaving it alone");
+        assert_eq!(host.state_of(&host.unit()), "inactive");
+        asked_by_checks(&host);
+        host.configure("on_clean_stop = \"leave\"\n");
+        assert_eq!(recover(&host), 0);
+        assert_eq!(host.state_of(&host.unit()), "inactive");
+        host.configure("");
+        assert_eq!(recover(&host), 0);
+        assert!(host.is_accepting());
+    }
+
+    fn a_stop_by_postgres_itself_is_a_stop_too(host: Host) {
+        alone(&host);
+        faults::o1_operator_off::inject_stop_as_postgres(&host);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        assert_eq!(recover(&host), 0);
+        host.journal_of("pg-recover").says("was stopped on purpose, leaving it alone");
+        assert_eq!(host.state_of(&host.unit()), "failed");
+    }
+
+    fn a_disabled_cluster_is_left_alone(host: Host) {
+        alone(&host);
+        faults::o1_operator_off::inject_disable(&host);
+        leaves_it_alone(&host, "is disabled in start.conf, leaving it alone");
+    }
+
+    fn a_manual_cluster_is_left_alone(host: Host) {
+        alone(&host);
+        faults::o1_operator_off::inject_manual(&host);
+        leaves_it_alone(&host, "is set to manual in start.conf, leaving it alone");
+    }
+
+    fn a_masked_cluster_is_left_alone(host: Host) {
+        alone(&host);
+        faults::o1_operator_off::inject_mask(&host);
+        leaves_it_alone(&host, "has its unit masked, leaving it alone");
+    }
+
+    fn a_disabled_postgresql_service_is_left_alone(host: Host) {
+        alone(&host);
+        faults::o1_operator_off::inject_disable_all(&host);
+        leaves_it_alone(&host, "is disabled, as postgresql.service is, leaving it alone");
+    }
+
+    fn a_paused_host_is_left_alone_until_the_pause_ends(host: Host) {
+        alone(&host);
+        host.sh("pg-recover pause 2h 'new disk'");
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        leaves_it_alone(&host, "is paused for 120min more by");
+        // A pause that cannot be read is a pause: somebody wanted one.
+        faults::t1_state_file::inject_empty(&host, "/var/lib/pg-recovery/pause.json");
+        leaves_it_alone(&host, "it counts as a pause");
+        host.sh("pg-recover resume");
+        assert_eq!(recover(&host), 0);
+        assert!(host.is_accepting());
+    }
+
+    fn an_observing_host_only_says_what_it_would_do(host: Host) {
+        alone(&host);
+        host.configure("mode = \"observe\"\n");
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        assert_eq!(recover(&host), 0);
+        host.journal_of("pg-recover").says("would now start").does_not_say("step 1");
+        assert_eq!(host.state_of(&host.unit()), "failed");
+    }
+
+    fn a_data_directory_in_use_is_left_alone(host: Host) {
+        alone(&host);
+        faults::o5_data_directory_in_use::inject(&host);
+        leaves_it_alone(&host, "has its data directory in use by tar");
+    }
+
+    fn a_running_package_manager_is_left_alone(host: Host) {
+        alone(&host);
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        // As dpkg does: a lock by fcntl on its lock file.
+        let perl = "use Fcntl; open F, '>', '/var/lib/dpkg/lock'; fcntl(F, F_SETLK, pack('s s x4 q q i x4', F_WRLCK, 0, 0, 0, 0)) or die; sleep 600";
+        host.file("/locker.pl").write(perl);
+        let locker = host.run_as_unit("locker", "root", "exec perl /locker.pl");
+        host.wait_until("the lock is held", SOON, || host.run(&format!("grep -q 'POSIX.* {locker} ' /proc/locks")).success());
+        leaves_it_alone(&host, "while the package manager runs");
+    }
+
+    fn a_standby_is_started_again_and_stays_a_standby(host: Host) {
+        let standby = faults::o3_standby::inject(&host);
+        alone(&host);
+        host.signal(host.postmaster_pid_of(&standby), Signal::SIGKILL);
+        host.wait_for_state(&standby.unit(), "failed", SOON);
+        assert_eq!(recover(&host), 0);
+        assert_eq!(host.psql_on(&standby, "SELECT pg_is_in_recovery()"), "t");
+        host.journal_of("pg-recover").says("standby, replayed to");
+        // A standby that runs is well, although nothing can be written to it.
+        assert_eq!(recover(&host), 0);
+        host.journal_of("pg-recover").says(&format!("cluster {}: it runs and answers", standby.name()));
+    }
+
+    fn of_two_recoveries_at_the_same_time_one_acts(host: Host) {
+        alone(&host);
+        keep_stopped(&host);
+        host.run_as_unit("first", "root", "pg-recover");
+        host.wait_for_journal("pg-recover", "step 1", SOON);
+        let second = host.run("pg-recover");
+        assert_eq!(second.status, 75, "{second}");
+        assert!(second.stderr.contains("another program is at work"), "{second}");
+        host.wait_until_accepting(SOON);
+    }
+
+    fn a_hang_that_sigcont_does_not_cure_climbs_the_ladder(host: Host) {
+        alone(&host);
+        let ledger = host.ledger();
+        host.configure(QUICK_LADDER);
+        keep_stopped(&host);
+        assert_eq!(recover(&host), 0);
+        ledger.wait_for_commits(50);
+        ledger.stop_and_check().assert_nothing_lost();
+        let record = host.recoveries().pop().expect("on record");
+        let steps: Vec<&str> = record["steps"].as_array().expect("steps").iter().filter_map(|s| s["step"].as_str()).collect();
+        let ladder = ["continue", "stop-fast", "stop-immediate", "kill-postmaster", "start", "verify"];
+        assert_eq!(steps, ladder, "{record:#}");
+    }
+
+    fn an_empty_a_garbage_and_a_recycled_lock_file_are_set_aside_and_kept(host: Host) {
+        alone(&host);
+        let file = host.file(&format!("{}/postmaster.pid", host.data_directory()));
+        let sleeper = host.run_as_unit("sleeper", "postgres", "exec sleep infinity");
+        for (content, fault) in [("".to_owned(), "P6"), ("xyz\n".to_owned(), "P6"), (format!("{sleeper}\n/nowhere\n"), "P7")] {
+            faults::p1_postmaster_killed::inject(&host);
+            host.wait_for_state(&host.unit(), "failed", SOON);
+            file.write(&content);
+            host.sh(&format!("chown postgres: {0}/postmaster.pid && chmod 600 {0}/postmaster.pid", host.data_directory()));
+            assert_eq!(recover(&host), 0);
+            assert!(host.is_accepting());
+            let record = host.recoveries().pop().expect("on record");
+            assert_eq!(record["fault"], fault, "{record:#}");
+            let id = record["id"].as_str().expect("an id");
+            if !content.is_empty() {
+                let kept = host.file(&format!("/var/lib/pg-recovery/evidence/{}-main/{id}/postmaster.pid", host.version()));
+                assert_eq!(kept.read(), content);
+            }
+            assert!(!host.run(&format!("ls {}/postmaster.pid.*", host.data_directory())).success(), "litter");
+        }
+        assert!(host.is_alive(sleeper), "an innocent process was harmed");
+    }
+
+    fn three_failed_recoveries_are_enough_until_somebody_resets(host: Host) {
+        alone(&host);
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        // A fault that no rung repairs: the program that starts clusters is broken.
+        host.sh("mv /usr/bin/pg_ctlcluster /usr/bin/pg_ctlcluster.away && printf '#!/bin/sh\\nexit 1\\n' > /usr/bin/pg_ctlcluster && chmod 755 /usr/bin/pg_ctlcluster");
+        for _ in 0..3 {
+            assert_ne!(recover(&host), 0);
+        }
+        host.journal_of("pg-recover").says("manual intervention required").says("pg-recover reset --cluster");
+        assert_eq!(host.recoveries().iter().filter(|r| r["outcome"] == "failed").count(), 3);
+        host.sh("mv /usr/bin/pg_ctlcluster.away /usr/bin/pg_ctlcluster");
+        assert_eq!(recover(&host), 0);
+        host.journal_of("pg-recover").says("was handed over");
+        assert_eq!(host.state_of(&host.unit()), "failed");
+        host.sh("pg-recover reset");
+        assert_eq!(recover(&host), 0);
+        assert!(host.is_accepting());
+        let history = host.sh("pg-recover history");
+        assert_eq!(history.lines().count(), 4, "{history}");
+    }
+
+    fn a_setting_that_keeps_commits_durable_is_never_put_back(host: Host) {
+        alone(&host);
+        let conf = host.file(&format!("{}/postgresql.conf", host.configuration_directory()));
+        conf.append("synchronous_commit = remote_apply\nx = = 1");
+        let bad = conf.read();
+        host.run(&format!("systemctl restart {}", host.unit()));
+        assert_eq!(recover(&host), 69);
+        host.journal_of("pg-recover").says("manual intervention required");
+        assert_eq!(conf.read(), bad);
+    }
+
+    fn a_volume_that_is_not_mounted_is_not_started_upon(host: Host) {
+        alone(&host);
+        host.operator_stops(&host.unit());
+        asked_by_checks(&host);
+        let data = host.data_directory();
+        host.sh(&format!("mv {data} {data}.elsewhere && install -d -o postgres -g postgres -m 700 {data}"));
+        assert_eq!(recover(&host), 69);
+        host.journal_of("pg-recover").says("its volume may not be mounted").does_not_say("step 1");
+        assert_eq!(host.sh(&format!("ls -A {data}")), "");
+        host.sh(&format!("rmdir {data} && mv {data}.elsewhere {data}"));
+        assert_eq!(recover(&host), 0);
+        assert!(host.is_accepting());
+    }
+
+    fn another_clusters_data_directory_is_not_started_upon(host: Host) {
+        alone(&host);
+        host.operator_stops(&host.unit());
+        asked_by_checks(&host);
+        let data = host.data_directory();
+        let initdb = host.main_cluster().program("initdb");
+        host.sh(&format!("mv {data} {data}.ours && runuser -u postgres -- {initdb} -D {data}"));
+        assert_eq!(recover(&host), 69);
+        host.journal_of("pg-recover").says("it is another cluster's").does_not_say("step 1");
+    }
+
+    fn a_run_killed_before_any_of_its_steps_is_finished_by_the_next(host: Host) {
+        alone(&host);
+        host.configure(QUICK_LADDER);
+        let ledger = host.ledger();
+        // Two repairs and a start, a restart of a hung server, and what is proven at the end.
+        type Inject = fn(&Host);
+        let cases: [(Inject, u32); 4] = [
+            (|h| { faults::c1_bad_postgresql_conf::inject(h); }, 3),
+            (|h| { faults::p9_orphan_backend::inject(h); h.wait_for_state(&h.unit(), "failed", SOON); }, 3),
+            (|h| { faults::s7_data_directory_permissions::inject_mode(h); }, 3),
+            (keep_stopped, 6),
+        ];
+        for (inject, steps) in cases {
+            for step in 1..=steps {
+                ledger.wait_for_commits(20);
+                inject(&host);
+                let killed = host.run(&format!("PG_RECOVER_KILL_BEFORE_STEP={step} pg-recover"));
+                assert!(killed.status == 137, "not killed before step {step}: {killed}");
+                assert_eq!(recover(&host), 0, "after step {step}");
+                ledger.wait_for_commits(20);
+                host.run("systemctl stop stopper orphaned-session; systemctl reset-failed stopper orphaned-session");
+            }
+        }
+        ledger.stop_and_check().assert_nothing_lost();
+    }
+
+    fn wrong_input_is_answered_clearly_and_changes_nothing(host: Host) {
+        let refused = |command: &str, code: i32, words: &[&str]| {
+            let output = host.run(command);
+            assert_eq!(output.status, code, "{command}\n{output}");
+            for word in words {
+                assert!(output.stderr.contains(word), "{command}: no {word:?} in\n{output}");
+            }
+        };
+        refused("pg-recover --cluster 9/nope", 64, &["cannot find cluster 9/nope", "HINT"]);
+        refused("pg-recover --force", 64, &["--force"]);
+        refused("pg-recover frobnicate", 64, &["frobnicate"]);
+        refused("pg-recover pause 3fortnights", 64, &["is not a time"]);
+        refused("pg-recover --config /nonexistent.toml", 78, &["/nonexistent.toml"]);
+        refused("runuser -u postgres -- pg-recover", 77, &["needs root"]);
+        refused("runuser -u nobody -- pg-recover pause", 77, &["needs root"]);
+        host.configure("mode = \"heal\"\n[recover]\nmax_attemps = 3\n");
+        refused("pg-recover", 78, &["/etc/pg-recovery/config.d/test.toml, line 3, key max_attemps"]);
+        host.configure("[recover]\nmax_attempts = \"three\"\n");
+        refused("pg-recover --plan", 78, &["line 2, key max_attempts"]);
+        host.configure("");
+        assert!(host.recoveries().is_empty());
+        assert!(!host.file("/var/lib/pg-recovery/pause.json").exists());
+    }
+
+    fn a_missing_postgresql_is_said_and_nothing_is_changed(host: Host) {
+        alone(&host);
+        host.operator_stops(&host.unit());
+        asked_by_checks(&host);
+        host.sh(&format!("mv /usr/lib/postgresql/{0} /usr/lib/postgresql/{0}.away", host.version()));
+        assert_ne!(recover(&host), 0);
+        host.journal_of("pg-recover").says("could not run postgres -C").does_not_say("step 1");
+    }
+}
+
+/// Faults in two clusters, one of them without a repair, do not stand in each other's way.
+#[test]
+fn a_cluster_that_cannot_be_repaired_does_not_keep_another_from_it() {
+    let host = Host::boot(Suite::Bookworm);
+    let second = host.create_cluster("second");
+    alone(&host);
+    for cluster in [&host.main_cluster(), &second] {
+        host.signal(host.postmaster_pid_of(cluster), Signal::SIGKILL);
+        host.wait_for_state(&cluster.unit(), "failed", SOON);
+    }
+    host.sh(&format!("rm {}/global/pg_control", host.data_directory()));
+    assert_eq!(recover(&host), 69);
+    host.psql_on(&second, "SELECT 1");
+    host.journal_of("pg-recover").says("pg_control is missing");
+}

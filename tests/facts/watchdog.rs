@@ -105,8 +105,10 @@ facts_on_both_suites! {
         settled(&host);
         alone(&host);
         let pid = host.postmaster_pid();
-        // ptrace(PTRACE_ATTACH) on x86-64; the tracee stops until the tracer ends.
-        let command = format!("exec perl -e 'syscall(101, 16, {pid}, 0, 0) == 0 or die; sleep 20'");
+        // PTRACE_SEIZE and PTRACE_INTERRUPT of ptrace(2) on x86-64: it goes on when the debugger ends.
+        let command = format!(
+            "exec perl -e 'syscall(101, 0x4206, {pid}, 0, 0) == 0 && syscall(101, 0x4207, {pid}, 0, 0) == 0 or die; sleep 20'"
+        );
         host.run_as_unit("debugger", "root", &command);
         host.wait_for_journal(ME, "is in somebody's debugger, leaving it alone", SOON);
         host.journal_of(ME).does_not_say("hangs");
@@ -197,6 +199,9 @@ facts_on_both_suites! {
             host.wait_until_accepting(SOON);
             host.wait_until("it is on record", SOON, || host.recoveries().len() == restart);
             host.sh("systemctl restart pg-watchdog");
+            host.wait_until("it is watched again", SOON, || {
+                host.property_of("pg-watchdog.service", "StatusText").contains("well")
+            });
         }
         faults::p1_postmaster_killed::inject(&host);
         left_alone_after_budget(&host);

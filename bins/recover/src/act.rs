@@ -117,7 +117,21 @@ impl Actor<'_> {
                 patience.as_secs()
             )));
         }
+        self.settle()?;
         Ok(format!("{how} to PID {}, which ended", postmaster.pid))
+    }
+
+    /// After a death systemd is busy with the unit for a moment; a start in that moment is lost or fails.
+    fn settle(&self) -> Result<unit::UnitState> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let now = unit::show_one(&self.cluster.unit)?;
+            let busy = now.active == "deactivating" || now.active == "active" || now.job;
+            if !busy || Instant::now() > deadline {
+                return Ok(now);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn end_orphans(&self) -> Result<String> {
@@ -311,14 +325,7 @@ impl Actor<'_> {
         if let Some(obstacle) = obstacles.first() {
             return Err(Error::failed(format!("not started: {}", obstacle.message)));
         }
-        // After a death systemd is busy for a moment; a start in that moment is lost or fails.
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let mut before = unit::show_one(&cluster.unit)?;
-        while (before.active == "deactivating" || before.active == "active" || before.job) && Instant::now() < deadline
-        {
-            std::thread::sleep(Duration::from_millis(20));
-            before = unit::show_one(&cluster.unit)?;
-        }
+        let before = self.settle()?;
         if before.result == "start-limit-hit" {
             unit::reset_failed(&cluster.unit)?;
         }

@@ -274,7 +274,7 @@ fn differs(facts: &Facts) -> bool {
 
 /// Stopped cleanly, and then somebody tried to start it: that is no wish to have it stopped.
 fn failed_start(facts: &Facts) -> Option<String> {
-    let tried = facts.unit.active == "failed" && facts.unit.result == "protocol";
+    let tried = facts.unit.active == "failed" && ["protocol", "start-limit-hit"].contains(&facts.unit.result.as_str());
     tried.then(|| "it was stopped cleanly, and then could not be started".to_string())
 }
 
