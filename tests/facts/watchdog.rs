@@ -266,6 +266,21 @@ facts_on_both_suites! {
         ledger.stop_and_check().assert_nothing_lost();
     }
 
+    fn a_start_that_waits_for_a_dead_server_is_ended_and_made_again(host: Host) {
+        settled(&host);
+        let ledger = host.ledger();
+        ledger.wait_for_commits(100);
+        faults::h2_long_crash_recovery::inject_by_kill(&host, 4);
+        // Redo outlives its postmaster, stopped, so that the unit's control group does not get empty.
+        host.sh(&format!(
+            "until S=$(pgrep -f 'startup recovering'); do sleep 0.01; done; kill -STOP $S; kill -9 $(head -1 {}/postmaster.pid)",
+            host.data_directory()
+        ));
+        host.wait_for_journal(ME, "systemd goes on waiting for it: ending that start", SOON);
+        ledger.wait_for_commits_within(50, Duration::from_secs(180));
+        ledger.stop_and_check().assert_nothing_lost();
+    }
+
     fn a_busy_server_is_never_restarted(host: Host) {
         settled(&host);
         let pid = host.postmaster_pid();

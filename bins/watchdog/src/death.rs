@@ -33,6 +33,8 @@ pub struct Seen {
     /// It was accepting connections.
     pub well: bool,
     pub lock_file_lost: bool,
+    /// It died while systemd was starting it, and that start had to be ended.
+    pub died_starting: bool,
 }
 
 /// `log` is what the server has logged since it was last seen well.
@@ -40,6 +42,9 @@ pub fn judge(unit: &UnitState, control: &Result<DbState, ControlError>, seen: Se
     // systemd stops the whole unit, cleanly, when one backend is killed for want of memory (OOMPolicy=stop).
     if unit.result == "oom-kill" {
         return End::Crash("the kernel killed a process of it for want of memory".into());
+    }
+    if seen.died_starting {
+        return End::Crash("its postmaster died while it was started".into());
     }
     let is_clean = control.as_ref().is_ok_and(|state| state.is_clean());
     // The unit's main process never became known to systemd: pg_ctlcluster start has not come back with it yet, which
@@ -154,7 +159,7 @@ mod tests {
     #[test]
     fn a_server_that_was_well_and_died_while_its_start_job_ran_did_not_fail_to_start() {
         let unit = unit("failed", "protocol", 0, 0);
-        let seen = Seen { ended: true, well: true, lock_file_lost: false };
+        let seen = Seen { ended: true, well: true, ..Seen::default() };
         assert!(matches!(judge(&unit, &Ok(DbState::InProduction), seen, ""), End::Crash(_)));
         assert_eq!(judge(&unit, &Ok(DbState::ShutDown), seen, ""), End::StartFailed);
         let log = "LOG:  received immediate shutdown request\n";

@@ -11,7 +11,7 @@ use shared::lock::Lock;
 use shared::log::{OUTCOME, STEP};
 use shared::pidfile::LockFile;
 use shared::prestart;
-use shared::process::{self, Identity};
+use shared::process::{self, Identity, Process};
 use shared::record::{self, Record, StepRecord};
 use shared::unit::{self, UnitState};
 
@@ -157,11 +157,18 @@ fn lock_file_obstacle(cluster: &Cluster) -> shared::Result<Option<(&'static str,
 async fn wait_for_answer(post: &Post, cluster: &Cluster, config: &Config, held: Lock) -> (Tried, &'static str) {
     let began = Instant::now();
     let mut asked_systemd = began;
+    let mut alive: Option<Instant> = None;
     let _held = held;
     while began.elapsed() < config.recover.start_timeout {
         post.promise(Duration::from_secs(60));
         let (file, _) = cluster.lock_file();
         let running = if let LockFile::Present(file) = file { Some(file) } else { None };
+        if running.as_ref().is_some_and(|file| Process::of(file.pid).is_some_and(|p| p.state != 'Z')) {
+            alive = Some(Instant::now());
+        } else if alive.is_some_and(|at| at.elapsed() > Duration::from_secs(1)) {
+            // Its unit may not have noticed, and may never do so.
+            return (Tried::Later(Duration::ZERO), "died");
+        }
         let target = look::target(cluster, config, running.as_ref());
         match Session::connect(&target, config.watchdog.answer_timeout).await {
             Ok(session) => {

@@ -1,6 +1,7 @@
 //! Watches one cluster, in a thread of its own: while its postmaster lives, and while there is none.
 
 use std::future::{Future, poll_fn};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -33,6 +34,9 @@ use crate::terminals;
 /// A server under load alternates between busy and well; said once in this time.
 const BUSY_SAID: Duration = Duration::from_secs(60);
 
+/// pg_ctlcluster and pg_ctl come and go in less.
+const STUCK: Duration = Duration::from_secs(3);
+
 pub struct Sentry {
     post: Arc<Post>,
     name: String,
@@ -48,6 +52,8 @@ pub struct Sentry {
     log_size: u64,
     said: String,
     busy_said: Option<Instant>,
+    /// Since when systemd has been waiting for a server that is dead.
+    stuck: Option<Instant>,
 }
 
 /// Where a look at a cluster without a postmaster leads.
@@ -89,6 +95,7 @@ impl Sentry {
             log_size: 0,
             said: String::new(),
             busy_said: None,
+            stuck: None,
             name,
             post,
         }
@@ -248,7 +255,7 @@ impl Sentry {
             if self.post.is_gone() || self.find().is_some() {
                 return;
             }
-            let now = (death::log_size(&self.cluster), has_control_group(&self.cluster.unit));
+            let now = (death::log_size(&self.cluster), control_group(&self.cluster.unit).is_some());
             let changed = looked.is_some() && std::mem::replace(&mut signs, now) != now;
             signs = now;
             let spacing = again.unwrap_or_else(|| spacing(began.elapsed()));
@@ -288,7 +295,7 @@ impl Sentry {
         self.post.promise(Duration::from_secs(60));
         // After a death systemd runs ExecStop=, some 60 ms of Perl; asking it meanwhile only takes CPU time from that.
         // The control group goes when all is done.
-        if since < Duration::from_millis(500) && has_control_group(&self.cluster.unit) {
+        if since < Duration::from_millis(500) && control_group(&self.cluster.unit).is_some() {
             return Ok(Next::LookAgain(Duration::from_millis(2)));
         }
         let (unit, umbrella) = standing::units(&self.cluster)?;
@@ -296,8 +303,12 @@ impl Sentry {
         let is_settled = !unit.job && matches!(unit.active.as_str(), "failed" | "inactive");
         if !is_settled && (since < Duration::from_secs(5) || unit.job || unit.active != "active") {
             self.post.set_state(&unit.active);
+            if unit.active == "activating" {
+                self.free_stuck_start(&unit, umbrella.as_ref())?;
+            }
             return Ok(Next::LookAgain(Duration::from_millis(if since < Duration::from_secs(1) { 20 } else { 200 })));
         }
+        self.stuck = None;
         if let Some(postmaster) = process::family(&self.cluster.data_directory, &self.cluster.owner)?.postmaster {
             return Ok(Next::Watch(postmaster));
         }
@@ -334,6 +345,41 @@ impl Sentry {
         }
     }
 
+    /// A postmaster that dies while pg_ctlcluster waits for it may leave processes behind; systemd then waits for a PID
+    /// file that nobody will write, and for ever, because the unit has no start timeout.
+    fn free_stuck_start(&mut self, unit: &UnitState, umbrella: Option<&UnitState>) -> Result<()> {
+        let family = process::family(&self.cluster.data_directory, &self.cluster.owner)?;
+        let Some(group) = control_group(&self.cluster.unit) else { return Ok(()) };
+        let members = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        let is_orphan = |pid: i32| family.children.iter().any(|child| child.pid == pid);
+        let works = members.lines().filter_map(|pid| pid.parse().ok()).any(|pid| !is_orphan(pid));
+        if works || family.postmaster.is_some() {
+            self.stuck = None;
+            return Ok(());
+        }
+        if self.stuck.get_or_insert_with(Instant::now).elapsed() < STUCK {
+            return Ok(());
+        }
+        let name = self.name.clone();
+        if let Standing::Left(reason) = standing::of(&self.cluster, &self.config, unit, umbrella) {
+            self.leave(&reason);
+            return Ok(());
+        }
+        if self.config.mode_of(&name) == Mode::Observe {
+            self.leave("is only observed; else its start, which waits for a dead server, would be ended now");
+            return Ok(());
+        }
+        if let Some(_held) = Lock::try_take(&name)? {
+            self.seen.died_starting = true;
+            self.stuck = None;
+            log::warn!(MESSAGE_ID = FAULT, PG_CLUSTER = name.as_str(), PG_FAULT = "P1";
+                "the postmaster of cluster {name} died while it was started, and systemd goes on waiting for it: \
+                 ending that start");
+            shared::unit::stop(&self.cluster.unit)?;
+        }
+        Ok(())
+    }
+
     async fn crashed(
         &mut self,
         fault: &'static str,
@@ -358,6 +404,9 @@ impl Sentry {
         let mut incident =
             self.incident.take().unwrap_or_else(|| Incident::new(&self.name, fault, died, format!("{why}; {found}")));
         let tried = restart::restart(&self.post, &self.cluster, &self.config, &mut self.budget, &mut incident).await?;
+        if !matches!(tried, Tried::Later(_)) {
+            self.seen.died_starting = false;
+        }
         Ok(match tried {
             Tried::Accepting => {
                 self.died = None;
@@ -491,14 +540,15 @@ fn spacing(down: Duration) -> Duration {
     }
 }
 
-/// systemd gives a unit that is being started a control group (systemd.slice(5) for the name of an instance's slice).
-fn has_control_group(unit: &str) -> bool {
+/// The control group of a unit that runs or is being started (systemd.slice(5) for the name of an instance's slice).
+fn control_group(unit: &str) -> Option<PathBuf> {
     let stem = unit.split('@').next().unwrap_or(unit);
     let slice =
         if unit.contains('@') { format!("system-{}.slice/", stem.replace('-', "\\x2d")) } else { String::new() };
     ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
         .iter()
-        .any(|root| std::path::Path::new(&format!("{root}/system.slice/{slice}{unit}")).exists())
+        .map(|root| PathBuf::from(format!("{root}/system.slice/{slice}{unit}")))
+        .find(|group| group.exists())
 }
 
 fn register(pidfd: Pidfd) -> std::io::Result<AsyncFd<Pidfd>> {
