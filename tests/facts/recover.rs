@@ -51,7 +51,7 @@ fn leaves_it_alone(host: &Host, why: &str) {
 /// SIGSTOP again and again: a hang that SIGCONT does not cure.
 fn keep_stopped(host: &Host) {
     let pid = host.postmaster_pid();
-    host.run_as_unit("stopper", "root", &format!("while kill -STOP {pid}; do sleep 0.02; done"));
+    host.run_as_unit("stopper", "root", &format!("while kill -STOP {pid}; do :; done"));
     host.wait_until("it is stopped", SOON, || host.state_of_process(pid) == Some('T'));
 }
 
@@ -169,7 +169,7 @@ facts_on_both_suites! {
         faults::p1_postmaster_killed::inject(&host);
         host.wait_for_state(&host.unit(), "failed", SOON);
         // As dpkg does: a lock by fcntl on its lock file.
-        let perl = "use Fcntl; open F, '>', '/var/lib/dpkg/lock'; fcntl(F, F_SETLK, pack('s s x4 q q i x4', F_WRLCK, 0, 0, 0, 0)) or die; sleep 600";
+        let perl = "use Fcntl; open F, '>', '/var/lib/dpkg/lock'; my $lock = pack('s s x4 q q i x4', F_WRLCK, 0, 0, 0, 0); fcntl(F, F_SETLK, $lock) or die; sleep 600";
         host.file("/locker.pl").write(perl);
         let locker = host.run_as_unit("locker", "root", "exec perl /locker.pl");
         host.wait_until("the lock is held", SOON, || host.run(&format!("grep -q 'POSIX.* {locker} ' /proc/locks")).success());

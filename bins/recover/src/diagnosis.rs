@@ -19,6 +19,8 @@ pub enum Fault {
     LeftAlone(String),
     /// Starting, stopping or replaying WAL, and moving.
     Moving,
+    /// systemd is at work on the unit, or the kernel on the dead postmaster; over in a moment.
+    Settling,
     /// O1: stopped in its own time; the slow layer may have it started again.
     StoppedOnPurpose,
     /// O1 after the slow layer has waited: stopped cleanly, meant to run, nothing in the way.
@@ -52,7 +54,7 @@ impl Fault {
         match self {
             Fault::Well => "none",
             Fault::LeftAlone(_) | Fault::StoppedOnPurpose | Fault::Down => "O1",
-            Fault::Moving => "H2",
+            Fault::Moving | Fault::Settling => "H2",
             Fault::Killed => "P1",
             Fault::Stopped | Fault::Hung => "P2",
             Fault::BadLockFile => "P6",
@@ -71,6 +73,7 @@ impl Fault {
         let text = match self {
             Fault::Well => "it runs and answers",
             Fault::LeftAlone(why) => return format!("it {why}, leaving it alone"),
+            Fault::Settling => "systemd is at work on it; leaving it alone",
             Fault::Moving => "it is starting, stopping, replaying WAL or busy, and moves; leaving it alone",
             Fault::StoppedOnPurpose => "it was stopped on purpose, leaving it alone",
             Fault::Down => "it was stopped cleanly although it is meant to run",
@@ -141,8 +144,10 @@ fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
         return Fault::LockFileGone;
     }
     let silent = facts.connection.as_ref().is_err_and(Refusal::is_silence);
+    let answered = facts.connection.as_ref().err().is_none_or(Refusal::is_answer);
     match &facts.connection {
-        _ if postmaster.is_stopped() && silent => Fault::Stopped,
+        // Silent, or without its sockets because the signal met it while it was starting or stopping.
+        _ if postmaster.is_stopped() && !answered => Fault::Stopped,
         Ok(()) => Fault::Well,
         Err(Refusal::Starting(_)) if facts.moves => {
             evidence.push("its startup process moves".into());
@@ -191,7 +196,7 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
     ));
     if unit.active == "deactivating" || unit.active == "activating" || unit.job {
         evidence.push("systemd is at work on it".into());
-        return Fault::Moving;
+        return Fault::Settling;
     }
     let mut obstacles = facts.obstacles.iter();
     if facts.obstacles.iter().any(|o| o.fault != "P9") {
@@ -242,7 +247,7 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
         }
         Some(Identity::Zombie) => {
             evidence.push("the dead postmaster has not been reaped yet".into());
-            return Fault::Moving;
+            return Fault::Settling;
         }
         Some(Identity::Unclear | Identity::Ours) => {
             evidence.push("it cannot be told what the process in postmaster.pid is".into());

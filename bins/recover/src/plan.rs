@@ -108,6 +108,7 @@ fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
         Fault::Well
         | Fault::LeftAlone(_)
         | Fault::Moving
+        | Fault::Settling
         | Fault::StoppedOnPurpose
         | Fault::NotOurs(_)
         | Fault::Unknown => Vec::new(),

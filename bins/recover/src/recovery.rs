@@ -1,6 +1,6 @@
 //! One recovery of each cluster: look, decide, act, look again, prove, record.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
@@ -25,7 +25,7 @@ use crate::verify::verify;
 /// No ladder is longer; a run that comes here goes round in circles.
 const MOST_STEPS: usize = 12;
 /// How long the program that holds the cluster's lock is waited for.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Recovers all of `clusters` side by side, each under its own lock. The worst exit code counts.
 pub fn all(clusters: Vec<Cluster>, config: &Config, json: bool) -> Result<Code> {
@@ -66,6 +66,7 @@ struct Recovery<'a> {
     tried: Vec<Step>,
     record: Record,
     began: Instant,
+    last_step: Instant,
 }
 
 impl<'a> Recovery<'a> {
@@ -82,7 +83,18 @@ impl<'a> Recovery<'a> {
             started: Stamp::now().rfc3339(),
             ..Record::default()
         };
-        Recovery { cluster, config, name, id, verdict, memory, tried: Vec::new(), record, began: Instant::now() }
+        Recovery {
+            cluster,
+            config,
+            name,
+            id,
+            verdict,
+            memory,
+            tried: Vec::new(),
+            record,
+            began: Instant::now(),
+            last_step: Instant::now(),
+        }
     }
 
     fn run(mut self) -> Result<Code> {
@@ -94,7 +106,12 @@ impl<'a> Recovery<'a> {
             match (&diagnosis.fault, next) {
                 (Fault::Well, _) if self.tried.is_empty() => return Ok(self.well()),
                 (Fault::Well, _) => return Ok(self.prove()),
-                (Fault::LeftAlone(_) | Fault::StoppedOnPurpose | Fault::Moving, _) => return Ok(self.leave(&diagnosis)),
+                (fault @ (Fault::Settling | Fault::Moving), _) if self.may_wait_for(fault) => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                (Fault::LeftAlone(_) | Fault::StoppedOnPurpose | Fault::Moving | Fault::Settling, _) => {
+                    return Ok(self.leave(&diagnosis));
+                }
                 (_, Some(planned)) if self.config.mode_of(&self.name) == Mode::Observe => {
                     log::warn!(PG_CLUSTER = self.name, PG_FAULT = diagnosis.fault.class(), MESSAGE_ID = LEFT_ALONE;
                         "cluster {}: mode is \"observe\"; would now {}: {}", self.name, planned.step.name(), planned.why);
@@ -107,13 +124,31 @@ impl<'a> Recovery<'a> {
         }
     }
 
+    /// What systemd is doing ends soon; what moves is waited for only if this run has set it in motion.
+    fn may_wait_for(&self, fault: &Fault) -> bool {
+        let limit = match fault {
+            Fault::Settling => PATIENCE,
+            _ if self.tried.is_empty() => Duration::ZERO,
+            _ => self.config.recover.start_timeout,
+        };
+        self.last_step.elapsed() < limit
+    }
+
     fn say_diagnosis(&mut self, diagnosis: &Diagnosis) {
+        for line in &diagnosis.evidence {
+            // Looked at several times, and still the same.
+            if !self.record.evidence.contains(line) {
+                self.record.evidence.push(line.clone());
+            }
+        }
+        if matches!(
+            diagnosis.fault,
+            Fault::Well | Fault::LeftAlone(_) | Fault::StoppedOnPurpose | Fault::Moving | Fault::Settling
+        ) {
+            return;
+        }
         if self.record.fault.is_empty() {
             self.record.fault = diagnosis.fault.class().into();
-        }
-        self.record.evidence.extend(diagnosis.evidence.iter().cloned());
-        if matches!(diagnosis.fault, Fault::Well | Fault::LeftAlone(_) | Fault::StoppedOnPurpose | Fault::Moving) {
-            return;
         }
         log::warn!(PG_CLUSTER = self.name, PG_FAULT = diagnosis.fault.class(), PG_RECOVERY_ID = self.id, MESSAGE_ID = FAULT;
             "cluster {}: {}; evidence: {}", self.name, diagnosis.fault.describe(), diagnosis.evidence.join("; "));
@@ -151,6 +186,7 @@ impl<'a> Recovery<'a> {
         let why = format!("{why}; {detail}");
         self.record.steps.push(StepRecord { step: step.name().into(), outcome: word.into(), ms, why });
         self.tried.push(step.clone());
+        self.last_step = Instant::now();
     }
 
     /// It runs and answers, and this run has done nothing.

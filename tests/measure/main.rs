@@ -1,0 +1,138 @@
+//! measure: breaks one machine again and again, and prints what docs/measurements.md holds.
+//!
+//! `cargo run --release -p tests --bin measure -- trixie 20` (or `bookworm`); `-- trixie idle 600` measures pg-watchdog
+//! over so many idle seconds instead. Run it on a quiet computer: what else runs there is in the figures.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use host::{Host, Ledger, Suite, faults, poll_until};
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// A fault that is measured: what it is called, what pg-watchdog says when it sees it, and how it is done.
+type Fault = (&'static str, &'static str, fn(&Host));
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (suite, rest) = match words.split_first() {
+        Some((&"bookworm", rest)) => (Suite::Bookworm, rest),
+        Some((&"trixie", rest)) => (Suite::Trixie, rest),
+        _ => return usage(),
+    };
+    match rest {
+        ["idle", seconds] => seconds.parse().map_or_else(|_| usage(), |seconds| idle(suite, seconds)),
+        [runs] => runs.parse().map_or_else(|_| usage(), |runs| downtimes(suite, runs)),
+        _ => usage(),
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: measure bookworm|trixie RUNS | idle SECONDS");
+    ExitCode::from(64)
+}
+
+fn downtimes(suite: Suite, runs: usize) -> ExitCode {
+    let table: [Fault; 4] = [
+        ("SIGKILL of the postmaster", "has ended", |host| faults::p1_postmaster_killed::inject(host)),
+        ("SIGSTOP of the postmaster", "hangs", |host| {
+            faults::p2_postmaster_stopped::inject(host);
+        }),
+        ("SIGSTOP of all processes", "hangs", |host| {
+            faults::p2_all_processes_stopped::inject(host);
+        }),
+        ("bad configuration line, then restart", "could not be started", |host| {
+            faults::c1_bad_postgresql_conf::inject(host);
+        }),
+    ];
+    println!("| suite | fault | runs | without a commit: median, worst | until noticed: median, worst | lost |");
+    println!("|---|---|---|---|---|---|");
+    for (what, noticed, inject) in table {
+        let host = Host::boot(suite);
+        let (mut gaps, mut delays, mut lost) = (Vec::new(), Vec::new(), 0);
+        for _ in 0..runs {
+            settle(&host);
+            let ledger = host.ledger_of_fresh_sessions();
+            ledger.wait_for_commits(100);
+            let before = now(&host);
+            inject(&host);
+            wait_until_healed(&ledger);
+            delays.extend(first_said(&host, noticed, before));
+            let tally = ledger.stop_and_check();
+            lost += tally.lost;
+            gaps.push(tally.longest_gap());
+        }
+        println!(
+            "| {} | {what} | {runs} | {} | {} | {lost} |",
+            suite.name(),
+            median_and_worst(&mut gaps),
+            median_and_worst(&mut delays)
+        );
+    }
+    ExitCode::SUCCESS
+}
+
+/// Each run begins with a full budget and saved evidence.
+fn settle(host: &Host) {
+    host.wait_until_accepting(SOON);
+    host.sh("systemctl stop pg-watchdog.service; rm -f /var/lib/pg-recovery/watchdog/*.json; pg-recover reset");
+    host.sh(&format!("systemctl reset-failed; truncate -s 0 {}", host.main_cluster().log_file()));
+    host.sh("systemctl start pg-watchdog.service");
+    let copy = host.file(&format!("/var/lib/pg-recovery/evidence/{}-main/postmaster.pid", host.version()));
+    let running = host.postmaster_pid().to_string();
+    let good = format!("ls -d /var/lib/pg-recovery/points/*-{}-main-good", host.version());
+    host.wait_until("the evidence is of this postmaster", SOON, || {
+        copy.exists() && copy.read().lines().next() == Some(running.as_str()) && host.run(&good).success()
+    });
+}
+
+fn wait_until_healed(ledger: &Ledger) {
+    // The gap is only over when the client commits behind it.
+    let _ = poll_until(Duration::from_secs(20), || (ledger.gap_so_far() > Duration::from_millis(200)).then_some(()));
+    ledger.wait_for_commits_within(100, Duration::from_secs(120));
+}
+
+/// Microseconds since 1970, as the journal counts them.
+fn now(host: &Host) -> u64 {
+    host.sh("date +%s%6N").parse().expect("date prints a number")
+}
+
+/// How long after `since` pg-watchdog first said this.
+fn first_said(host: &Host, text: &str, since: u64) -> Option<Duration> {
+    let lines = host.sh("journalctl --sync; journalctl -q -o json -t pg-watchdog -n 50");
+    let entries = lines.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let times = entries.filter(|e| e["MESSAGE"].as_str().is_some_and(|m| m.contains(text)));
+    let times = times.filter_map(|e| e["__REALTIME_TIMESTAMP"].as_str()?.parse::<u64>().ok());
+    times.filter(|at| *at >= since).min().map(|at| Duration::from_micros(at - since))
+}
+
+fn median_and_worst(times: &mut [Duration]) -> String {
+    times.sort();
+    let (Some(worst), Some(median)) = (times.last(), times.get(times.len() / 2)) else { return "-".into() };
+    format!("{:.2} s, {:.2} s", median.as_secs_f64(), worst.as_secs_f64())
+}
+
+/// CPU time and memory of pg-watchdog while nothing happens.
+fn idle(suite: Suite, seconds: u64) -> ExitCode {
+    let host = Host::boot(suite);
+    settle(&host);
+    let pid = host.property_of("pg-watchdog.service", "MainPID");
+    // utime and stime, in ticks of 10 ms (proc(5)); schedstat has nanoseconds.
+    let cpu = || -> u64 {
+        let all = host.sh(&format!("cat /proc/{pid}/task/*/schedstat"));
+        all.lines().filter_map(|line| line.split(' ').next()?.parse::<u64>().ok()).sum()
+    };
+    let before = cpu();
+    // Nobody asks meanwhile: each question to the machine would be part of the figure.
+    std::thread::park_timeout(Duration::from_secs(seconds));
+    let used = Duration::from_nanos(cpu() - before);
+    let memory = host.sh(&format!("grep -E 'VmRSS|VmHWM|Rss(Anon|File)' /proc/{pid}/status"));
+    println!(
+        "{}: pg-watchdog used {:.0} ms of CPU in {seconds} s ({:.3} % of a core)\n{memory}",
+        suite.name(),
+        used.as_secs_f64() * 1000.0,
+        used.as_secs_f64() * 100.0 / seconds as f64
+    );
+    ExitCode::SUCCESS
+}
