@@ -273,7 +273,7 @@ facts_on_both_suites! {
         faults::h2_long_crash_recovery::inject_by_kill(&host, 4);
         // Redo outlives its postmaster, stopped, so that the unit's control group does not get empty.
         host.sh(&format!(
-            "until S=$(pgrep -f 'startup recovering'); do sleep 0.01; done; kill -STOP $S; kill -9 $(head -1 {}/postmaster.pid)",
+            "until S=$(pgrep -f '[s]tartup recovering'); do sleep 0.01; done; kill -STOP $S; kill -9 $(head -1 {}/postmaster.pid)",
             host.data_directory()
         ));
         host.wait_for_journal(ME, "systemd goes on waiting for it: ending that start", SOON);

@@ -138,16 +138,22 @@ fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
         evidence.push("a debugger is attached".into());
         return Fault::LeftAlone("is being debugged".into());
     }
-    // Within a minute the server itself would notice, and shut down.
-    if facts.lock_file == LockFile::Missing {
-        evidence.push("postmaster.pid is missing".into());
-        return Fault::LockFileGone;
-    }
     let silent = facts.connection.as_ref().is_err_and(Refusal::is_silence);
     let answered = facts.connection.as_ref().err().is_none_or(Refusal::is_answer);
+    let systemd_at_work = facts.unit.active == "deactivating" || facts.unit.job;
     match &facts.connection {
         // Silent, or without its sockets because the signal met it while it was starting or stopping.
         _ if postmaster.is_stopped() && !answered => Fault::Stopped,
+        // A server that ends takes its sockets and its lock file away itself.
+        _ if facts.lock_file == LockFile::Missing && (systemd_at_work || !(answered || silent)) => {
+            evidence.push("postmaster.pid is missing, and it is on its way out".into());
+            Fault::Settling
+        }
+        // Within a minute the server itself would notice, and shut down.
+        _ if facts.lock_file == LockFile::Missing => {
+            evidence.push("postmaster.pid is missing".into());
+            Fault::LockFileGone
+        }
         Ok(()) => Fault::Well,
         Err(Refusal::Starting(_)) if facts.moves => {
             evidence.push("its startup process moves".into());

@@ -317,6 +317,7 @@ mod tests {
         let unclear =
             Facts { family: Family { unclear: vec![5], ..Family::default() }, obstacles: obstacle("P9"), ..killed() };
         let debugged = Facts { traced: true, connection: Err(Refusal::Timeout), ..well() };
+        let ending = Facts { lock_file: LockFile::Missing, connection: Err(Refusal::NoSocket), ..well() };
         let slots = Facts { connection: Err(Refusal::OutOfSlots("x".into())), ..well() };
         for (facts, class) in [
             (well(), "none"),
@@ -326,6 +327,7 @@ mod tests {
             (unclear, "P9"),
             (debugged, "O1"),
             (slots, "L1"),
+            (ending, "H2"),
             (Facts { obstacles: obstacle("S11"), ..killed() }, "S11"),
             (Facts { obstacles: obstacle("S6"), ..killed() }, "S6"),
             (Facts { lock_owner: Some(Identity::Unclear), ..killed() }, "P7"),
