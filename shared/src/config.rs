@@ -490,6 +490,22 @@ mod tests {
     }
 
     #[test]
+    fn the_example_shows_the_defaults() {
+        let text = include_str!("../../packaging/config.toml");
+        // A comment has a space behind its #, a key has none.
+        let keys = text.lines().filter_map(|line| match line.strip_prefix('#') {
+            Some(key) if !key.starts_with(' ') || key.starts_with("    ") => Some(key),
+            Some(_) => None,
+            None => Some(line),
+        });
+        let mut config = parse(&[("example", &keys.collect::<Vec<_>>().join("\n"))]).unwrap();
+        // Both are examples of what has no default.
+        config.health.application = None;
+        config.cluster.clear();
+        assert_eq!(config, Config::default());
+    }
+
+    #[test]
     fn a_drop_in_changes_only_what_it_names() {
         let config = parse(&[
             ("a", "[health]\ndisk_warn = 70\n[[cluster]]\nname = \"16/main\"\nmode = \"observe\""),

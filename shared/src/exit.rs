@@ -25,6 +25,19 @@ pub enum Code {
     Config = 78,
 }
 
+impl Code {
+    /// Of the outcomes of several clusters the one that matters most: a failure is not hidden by another cluster's lock.
+    pub fn worst(codes: impl Iterator<Item = Code>) -> Code {
+        let weight = |code: &Code| match code {
+            Code::Ok => 0,
+            Code::TempFail => 1,
+            Code::Unavailable => 2,
+            _ => 3,
+        };
+        codes.max_by_key(weight).unwrap_or(Code::Ok)
+    }
+}
+
 /// Prints the error of a run, in the one place where errors are printed, and turns it into an exit code.
 pub fn with(outcome: Result<Code>) -> ExitCode {
     let code = match outcome {
@@ -41,4 +54,16 @@ pub fn report(error: &Error) -> Code {
         log::error!("HINT: {hint}");
     }
     error.code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_outweighs_a_lock_that_somebody_else_holds() {
+        assert_eq!(Code::worst([Code::Failed, Code::TempFail, Code::Ok].into_iter()), Code::Failed);
+        assert_eq!(Code::worst([Code::Ok, Code::TempFail].into_iter()), Code::TempFail);
+        assert_eq!(Code::worst(std::iter::empty()), Code::Ok);
+    }
 }

@@ -1,1 +1,228 @@
 //! What installing, upgrading and removing the package must do.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use host::{Host, Output, Suite, facts_on_both_suites, faults};
+
+const SOON: Duration = Duration::from_secs(30);
+const WATCH: &[&str] = &["pg-recovery.target", "pg-watchdog.service", "pg-health-check.timer"];
+
+fn states(host: &Host) -> Vec<String> {
+    WATCH.iter().map(|unit| host.state_of(unit)).collect()
+}
+
+fn installed(suite: Suite) -> Host {
+    let host = Host::boot_plain(suite);
+    let output = host.install_package();
+    assert!(output.success(), "{output}");
+    host
+}
+
+/// What an upgrade does, from one build of a version to the next.
+fn upgrade(host: &Host) {
+    apt(host, "install --reinstall /pg-recovery.deb");
+}
+
+#[track_caller]
+fn apt(host: &Host, words: &str) -> Output {
+    let unit = "systemd-run --quiet --pipe --wait --setenv=DEBIAN_FRONTEND=noninteractive";
+    let output = host.run(&format!("{unit} apt-get --yes {words}"));
+    assert!(output.success(), "{output}");
+    output
+}
+
+/// Replaces the program of pg-recovery.service by one that takes its time.
+fn slow_recovery(host: &Host, seconds: u32) {
+    let folder = "/run/systemd/system/pg-recovery.service.d";
+    host.sh(&format!(
+        "mkdir -p {folder}; printf '[Service]\\nExecStart=\\nExecStart=/bin/sleep {seconds}\\n' >{folder}/slow.conf
+         systemctl daemon-reload; systemctl start --no-block pg-recovery.service"
+    ));
+    host.wait_for_state("pg-recovery.service", "activating", SOON);
+}
+
+facts_on_both_suites! {
+    fn installing_asks_nothing_and_starts_the_watch(suite: Suite) {
+        let host = installed(suite);
+        assert_eq!(states(&host), ["active"; 3]);
+        host.wait_until("the first check has passed", SOON, || {
+            host.property_of("pg-health-check.service", "ExecMainStartTimestampMonotonic") != "0"
+        });
+        assert_eq!(host.state_of("pg-recovery.service"), "inactive", "it only ever starts when it is called");
+        assert_eq!(host.sh("systemctl is-system-running"), "running");
+        assert_eq!(host.sh("dpkg --verify pg-recovery"), "");
+    }
+
+    fn a_host_without_a_cluster_is_no_obstacle_and_a_new_cluster_is_watched(suite: Suite) {
+        let host = Host::boot_plain(suite);
+        host.sh(&format!("pg_dropcluster --stop {} main", host.version()));
+        let output = host.install_package();
+        assert!(output.success(), "{output}");
+        assert_eq!(states(&host), ["active"; 3]);
+        host.sh(&format!("pg_createcluster --start {} main", host.version()));
+        host.wait_for_journal("pg-watchdog", &format!("cluster {} has a postmaster", host.cluster()), SOON);
+    }
+
+    fn policy_rc_d_is_obeyed(suite: Suite) {
+        let host = Host::boot_plain(suite);
+        host.sh("printf '#!/bin/sh\\nexit 101\\n' >/usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d");
+        let output = host.install_package();
+        assert!(output.success(), "{output}");
+        assert_eq!(states(&host), ["inactive"; 3]);
+        host.reboot();
+        assert_eq!(states(&host), ["active"; 3], "it is enabled all the same");
+    }
+
+    fn an_upgrade_restarts_the_watchdog_and_touches_no_postgresql(host: Host) {
+        let (postmaster, watchdog) = (host.postmaster_pid(), host.property_of("pg-watchdog.service", "MainPID"));
+        upgrade(&host);
+        assert_eq!(states(&host), ["active"; 3]);
+        assert_eq!(host.postmaster_pid(), postmaster);
+        assert_ne!(host.property_of("pg-watchdog.service", "MainPID"), watchdog);
+    }
+
+    fn what_the_operator_switched_off_stays_off_over_an_upgrade(host: Host) {
+        host.sh("systemctl stop pg-recovery.target");
+        assert_eq!(states(&host), ["inactive"; 3], "the target stops all of them");
+        upgrade(&host);
+        assert_eq!(states(&host), ["inactive"; 3], "it was stopped, for maintenance perhaps");
+        host.sh("systemctl start pg-recovery.target");
+        assert_eq!(states(&host), ["active"; 3], "the target starts all of them");
+        host.sh("systemctl disable --now pg-watchdog.service");
+        upgrade(&host);
+        assert_eq!(states(&host), ["active", "inactive", "active"]);
+        host.reboot();
+        assert_eq!(states(&host), ["active", "inactive", "active"]);
+    }
+
+    fn a_recovery_at_work_outlives_an_upgrade_and_is_waited_for_by_a_removal(host: Host) {
+        slow_recovery(&host, 15);
+        let recovery = host.property_of("pg-recovery.service", "MainPID");
+        upgrade(&host);
+        assert_eq!(host.property_of("pg-recovery.service", "MainPID"), recovery);
+        let said = apt(&host, "remove pg-recovery");
+        assert!(said.stdout.contains("Waiting for the recovery that is at work"), "{said}");
+        host.journal_of("systemd").says("Finished pg-recovery.service");
+    }
+
+    fn removing_stops_everything_and_installing_again_starts_it(host: Host) {
+        host.sh("echo 'mode = \"observe\"' >/etc/pg-recovery/config.d/mine.toml");
+        apt(&host, "remove pg-recovery");
+        assert_eq!(states(&host), ["inactive"; 3]);
+        assert!(host.is_accepting());
+        assert!(host.file("/etc/pg-recovery/config.d/mine.toml").exists());
+        apt(&host, "install /pg-recovery.deb");
+        assert_eq!(states(&host), ["active"; 3]);
+    }
+
+    fn purging_leaves_nothing_behind_that_is_ours(host: Host) {
+        host.sh("echo 'mode = \"observe\"' >/etc/pg-recovery/config.d/mine.toml");
+        host.sh("systemctl start pg-health-check.service");
+        assert_eq!(host.psql("SELECT count(*) FROM pgrecovery.heartbeat"), "1");
+        apt(&host, "purge pg-recovery");
+        assert_eq!(host.psql("SELECT count(*) FROM pg_namespace WHERE nspname = 'pgrecovery'"), "0");
+        let left = host.sh(
+            "find / /run -xdev \\( -path /proc -o -path /sys \\) -prune -o \\( -name '*pg-recover*' -o -name '*pg-watchdog*' \
+             -o -name '*pg-health*' \\) ! -name 'pg-recovery.deb' -print",
+        );
+        assert_eq!(left, "");
+        assert_eq!(host.sh("systemctl list-units --all --no-legend 'pg-*'"), "");
+        assert_eq!(host.sh("systemctl is-system-running"), "running");
+    }
+
+    fn purging_keeps_what_somebody_else_put_into_our_schema(host: Host) {
+        host.sh("systemctl start pg-health-check.service");
+        host.psql("CREATE TABLE pgrecovery.precious AS SELECT 1 AS id");
+        apt(&host, "purge pg-recovery");
+        assert_eq!(host.psql("SELECT id FROM pgrecovery.precious"), "1");
+    }
+
+    fn what_was_just_installed_heals_and_survives_a_reboot(suite: Suite) {
+        let host = installed(suite);
+        host.wait_for_journal("pg-watchdog", "kept as a recovery point", SOON);
+        let ledger = host.ledger();
+        faults::p1_postmaster_killed::inject(&host);
+        ledger.wait_for_commits(50);
+        ledger.stop_and_check().assert_nothing_lost();
+        host.reboot();
+        for unit in WATCH {
+            host.wait_for_state(unit, "active", SOON);
+        }
+    }
+
+    fn stopping_the_target_switches_everything_off(host: Host) {
+        host.sh("systemctl stop pg-recovery.target");
+        for unit in WATCH {
+            host.wait_for_state(unit, "inactive", SOON);
+        }
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        host.sh("systemctl start pg-recovery.target");
+        host.wait_until_accepting(SOON);
+    }
+
+    fn every_folder_has_its_owner_and_mode(host: Host) {
+        let found = host.sh(
+            "cd / && stat --format '%n %U %a' etc/pg-recovery/credentials run/pg-recovery run/pg-recovery/* \
+             run/pg-recovery/state/health var/lib/pg-recovery var/lib/pg-recovery/*/",
+        );
+        let expected = "\
+etc/pg-recovery/credentials root 700
+run/pg-recovery root 755
+run/pg-recovery/evidence root 700
+run/pg-recovery/lock root 755
+run/pg-recovery/state root 755
+run/pg-recovery/state/health postgres 755
+var/lib/pg-recovery root 755
+var/lib/pg-recovery/evidence/ root 700
+var/lib/pg-recovery/health/ postgres 755
+var/lib/pg-recovery/points/ root 700
+var/lib/pg-recovery/recover/ root 755
+var/lib/pg-recovery/watchdog/ root 755";
+        assert_eq!(found, expected);
+    }
+
+    fn systemd_has_nothing_to_say_about_the_units(host: Host) {
+        let output = host.run("systemd-analyze verify --man=no /usr/lib/systemd/system/pg-*");
+        // It exits 0 also for keys that it does not know.
+        assert_eq!((output.status, output.stdout.as_str(), output.stderr.as_str()), (0, "", ""), "{output}");
+        for (unit, tenths) in [("pg-health-check", 15), ("pg-watchdog", 35), ("pg-recovery", 35)] {
+            host.sh(&format!("systemd-analyze security --no-pager --threshold={tenths} {unit}.service"));
+        }
+    }
+
+    fn a_check_leaves_the_shared_memory_of_the_cluster_alone(host: Host) {
+        // RemoveIPC=yes in a unit of the user postgres would take it away, and every new session would end in FATAL.
+        let before = host.sh("ls /dev/shm; ipcs --shmems | awk '{ print $2 }'");
+        host.sh("systemctl start pg-health-check.service");
+        assert_eq!(host.sh("ls /dev/shm; ipcs --shmems | awk '{ print $2 }'"), before);
+        assert_eq!(host.psql("SELECT 1"), "1");
+    }
+
+    fn a_watchdog_that_hangs_is_replaced(host: Host) {
+        let watchdog = host.property_of("pg-watchdog.service", "MainPID");
+        host.sh(&format!("kill -STOP {watchdog}"));
+        host.wait_until("another one watches", Duration::from_secs(60), || {
+            host.state_of("pg-watchdog.service") == "active"
+                && host.property_of("pg-watchdog.service", "MainPID") != watchdog
+        });
+    }
+}
+
+#[test]
+fn what_is_packaged_passes_its_checks() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are in the work tree");
+    let run = |command: &mut Command| {
+        let output = command.output().unwrap_or_else(|error| panic!("could not start {command:?}: {error}"));
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "{command:?}\n{stdout}{stderr}");
+        stdout
+    };
+    let deb = std::env::var("PG_RECOVERY_DEB").unwrap_or_else(|_| {
+        run(&mut Command::new(top.join("packaging/deb"))).lines().last().expect("it prints the path").to_owned()
+    });
+    run(Command::new(top.join("packaging/lint")).arg(deb));
+}

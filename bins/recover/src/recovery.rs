@@ -27,7 +27,7 @@ const MOST_STEPS: usize = 12;
 /// How long the program that holds the cluster's lock is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Recovers all of `clusters` side by side, each under its own lock. The worst exit code counts.
+/// Recovers all of `clusters` side by side, each under its own lock.
 pub fn all(clusters: Vec<Cluster>, config: &Config, json: bool) -> Result<Code> {
     operator::need_root()?;
     if clusters.is_empty() {
@@ -44,7 +44,7 @@ pub fn all(clusters: Vec<Cluster>, config: &Config, json: bool) -> Result<Code> 
         report::plans(&clusters, config, true)?;
     }
     let codes = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|error| exit::report(&error)));
-    Ok(codes.max_by_key(|code| *code as u8).unwrap_or(Code::Ok))
+    Ok(Code::worst(codes))
 }
 
 fn one(cluster: &Cluster, config: &Config) -> Result<Code> {
