@@ -328,7 +328,7 @@ impl Sentry {
                     incident.close("failed");
                 }
                 self.hand_over("start-failed", &format!("{} could not be started", self.cluster.unit));
-                Ok(Next::LookAgain(Duration::from_secs(2)))
+                Ok(Next::Wait)
             }
             End::Clean => {
                 self.stopped("was stopped", &unit, umbrella.as_ref());
@@ -425,7 +425,7 @@ impl Sentry {
             Tried::HandOver(fault, why) => {
                 incident.close("failed");
                 self.hand_over(fault, &why);
-                Next::LookAgain(Duration::from_secs(2))
+                Next::Wait
             }
         })
     }
@@ -441,9 +441,8 @@ impl Sentry {
             incident.close("declined");
         }
         let quoted = format!("cluster {name} {how}");
-        if let Some(reason) =
-            standing::not_meant(self.cluster.start, unit, umbrella).or_else(|| shared::pause::of(&name))
-        {
+        // A host that shuts down and a package that is being upgraded stop it, too.
+        if let Standing::Left(reason) = standing::of(&self.cluster, &self.config, unit, umbrella) {
             self.say_once_as(log::Level::Info, &format!("{quoted} and {reason}, leaving it alone"));
             return;
         }
@@ -457,7 +456,7 @@ impl Sentry {
             OnCleanStop::Leave => format!("{quoted}; it stays so until a person starts it (on_clean_stop = \"leave\")"),
         };
         // Not at boot, nor again when this program is restarted: only somebody who just stopped it wants to know.
-        if self.say_once_as(log::Level::Warn, &message) && self.died.is_some() && !shared::unit::is_stopping() {
+        if self.say_once_as(log::Level::Warn, &message) && self.died.is_some() {
             terminals::tell(&message);
         }
     }
@@ -499,6 +498,7 @@ impl Sentry {
     }
 
     fn leave(&mut self, reason: &str) {
+        self.handover.postpone(Instant::now());
         let line = format!("cluster {} {reason}, leaving it alone", self.name);
         if self.is_news(&line) {
             log::info!(MESSAGE_ID = LEFT_ALONE, PG_CLUSTER = self.name.as_str(); "{line}");
