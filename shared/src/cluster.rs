@@ -148,13 +148,13 @@ impl Cluster {
         let owner = owner_of(&config_directory.join("postgresql.conf"))
             .or_else(|| owner_of(&config_directory))
             .or_else(|| Owner::named("postgres"))?;
-        let start = match owner.act(|| state::read(&config_directory.join("start.conf"), 65536)).ok()? {
+        let start = match with_power_of(&owner, || state::read(&config_directory.join("start.conf"), 65536)) {
             Ok(text) => parse_start(&String::from_utf8_lossy(&text)),
             // As postgresql-common's generator: no file means auto.
             Err(_) => Start::Auto,
         };
         let mut settings = HashMap::new();
-        let _ = owner.act(|| read_settings(&config_directory.join("postgresql.conf"), &mut settings, 0));
+        let _ = with_power_of(&owner, || read_settings(&config_directory.join("postgresql.conf"), &mut settings, 0));
         let data_directory = settings
             .get("data_directory")
             .map_or_else(|| PathBuf::from(format!("/var/lib/postgresql/{version}/{name}")), PathBuf::from);
@@ -193,7 +193,7 @@ impl Cluster {
             .hint("Correct data_directory in its [[cluster]] entry.")
         })?;
         let mut settings = HashMap::new();
-        let _ = owner.act(|| read_settings(&data_directory.join("postgresql.conf"), &mut settings, 0));
+        let _ = with_power_of(&owner, || read_settings(&data_directory.join("postgresql.conf"), &mut settings, 0));
         settings.entry("unix_socket_directories".into()).or_insert_with(|| "/run/postgresql".into());
         let mut cluster = Cluster {
             version: version.into(),
@@ -214,12 +214,21 @@ impl Cluster {
 
     /// What ALTER SYSTEM wrote wins, except where the data directory is.
     fn finish(&mut self) {
-        let canonical = self.owner.act(|| self.data_directory.canonicalize().ok()).ok().flatten();
+        let canonical = with_power_of(&self.owner, || self.data_directory.canonicalize().ok());
         self.data_directory = canonical.unwrap_or_else(|| self.data_directory.clone());
         let mut settings = std::mem::take(&mut self.settings);
         let auto = self.data_directory.join("postgresql.auto.conf");
-        let _ = self.owner.act(|| read_settings(&auto, &mut settings, 0));
+        let _ = with_power_of(&self.owner, || read_settings(&auto, &mut settings, 0));
         self.settings = settings;
+    }
+}
+
+/// Reads as the owner where that is possible, and else with what power the program has itself: a check that runs as
+/// postgres sees the clusters of other users too.
+fn with_power_of<T>(owner: &Owner, mut read: impl FnMut() -> T) -> T {
+    match owner.act(&mut read) {
+        Ok(value) => value,
+        Err(_) => read(),
     }
 }
 

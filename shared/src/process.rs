@@ -1,6 +1,7 @@
 //! Processes of a cluster as /proc shows them (proc(5)), and signals that can only reach the process that was looked at.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -67,17 +68,11 @@ impl Process {
         String::from_utf8_lossy(&bytes).replace('\0', " ").trim().to_string()
     }
 
+    /// Its effective user.
     pub fn uid(&self) -> Option<u32> {
-        use std::os::unix::fs::MetadataExt;
-        // The owner of /proc/PID is the effective user unless the process is not dumpable, then root; the status file
-        // always has the ids.
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
         let line = status.lines().find_map(|l| l.strip_prefix("Uid:"))?;
-        line.split_whitespace()
-            .nth(1)?
-            .parse()
-            .ok()
-            .or_else(|| std::fs::metadata(format!("/proc/{}", self.pid)).ok().map(|m| m.uid()))
+        line.split_whitespace().nth(1)?.parse().ok()
     }
 
     /// The unit that systemd keeps it in, such as `postgresql@16-main.service`.
@@ -98,9 +93,9 @@ impl Process {
         Some(sum)
     }
 
-    /// Is it a `postgres` whose current folder is `data_directory`? `None` when /proc does not tell. Call it as the
-    /// owner of the cluster, or with CAP_SYS_PTRACE.
-    fn is_at(&self, data_directory: &Path) -> Option<bool> {
+    /// Is it a `postgres` whose current folder is this one? `None` when /proc does not tell. Call it as the owner of the
+    /// cluster, or with CAP_SYS_PTRACE.
+    fn is_at(&self, folder: Folder) -> Option<bool> {
         let exe = match std::fs::read_link(format!("/proc/{}/exe", self.pid)) {
             Ok(exe) => exe,
             // Gone meanwhile, or a zombie: it has no files open any more.
@@ -112,9 +107,20 @@ impl Process {
         if !exe.trim_end_matches(" (deleted)").ends_with("/postgres") {
             return Some(false);
         }
-        let cwd = std::fs::read_link(format!("/proc/{}/cwd", self.pid)).ok()?;
-        Some(cwd == data_directory)
+        match std::fs::metadata(format!("/proc/{}/cwd", self.pid)) {
+            Ok(meta) => Some(folder == Some((meta.dev(), meta.ino()))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Some(false),
+            Err(_) => None,
+        }
     }
+}
+
+/// Device and inode of a folder: the same path leads a process in a container to another folder. `None`: there is no
+/// such folder, so nobody is in it.
+type Folder = Option<(u64, u64)>;
+
+fn folder(path: &Path) -> Folder {
+    std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// The processes of one cluster.
@@ -140,18 +146,18 @@ impl Family {
 }
 
 /// Finds every process of the cluster: executable `postgres`, current folder the data directory (a postmaster changes
-/// into it at start and its children stay there, src/backend/utils/init/miscinit.c `ChangeToDataDir`). `data_directory`
-/// must be canonical.
+/// into it at start and its children stay there, src/backend/utils/init/miscinit.c `ChangeToDataDir`).
 pub fn family(data_directory: &Path, owner: &Owner) -> Result<Family> {
     let candidates: Vec<Process> = all().filter(|p| p.comm == "postgres" || p.comm == "postmaster").collect();
     owner.act(|| {
         let mut family = Family::default();
+        let folder = folder(data_directory);
         for process in candidates {
             if process.state == 'Z' {
                 family.zombies.push(process);
                 continue;
             }
-            match process.is_at(data_directory) {
+            match process.is_at(folder) {
                 Some(false) => {}
                 // Children rename themselves to "postgres: ..." (src/backend/utils/misc/ps_status.c).
                 Some(true) if process.title().starts_with("postgres: ") => family.children.push(process),
@@ -206,7 +212,7 @@ pub fn identify(pid: i32, data_directory: &Path, owner: &Owner) -> Result<Identi
     if process.uid().is_some_and(|uid| uid != owner.uid.as_raw()) {
         return Ok(foreign());
     }
-    Ok(match owner.act(|| process.is_at(data_directory))? {
+    Ok(match owner.act(|| process.is_at(folder(data_directory)))? {
         Some(true) => Identity::Ours,
         Some(false) if process.again().is_some() => foreign(),
         Some(false) => Identity::Dead,
