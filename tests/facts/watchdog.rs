@@ -124,6 +124,23 @@ facts_on_both_suites! {
         host.journal_of(ME).says("was stopped although it is meant to run");
     }
 
+    fn whoever_is_logged_in_is_told_about_the_stop(host: Host) {
+        settled(&host);
+        host.run_as_unit("login", "root", "exec script --quiet --flush --command 'su --login postgres' /login.log");
+        host.wait_until("somebody is logged in", SOON, || host.run("loginctl list-sessions").stdout.contains("pts/"));
+        host.operator_stops(&host.unit());
+        host.wait_until("it is on the terminal", SOON, || {
+            host.file("/login.log").read().contains("although it is meant to run")
+        });
+    }
+
+    fn a_stop_is_for_good_where_the_configuration_says_so(host: Host) {
+        settled(&host);
+        configure(&host, "on_clean_stop = \"leave\"\n");
+        host.operator_stops(&host.unit());
+        left_alone(&host, "it stays so until a person starts it");
+    }
+
     fn an_immediate_stop_is_a_stop_on_purpose(host: Host) {
         settled(&host);
         let stop = format!("{} -D {} stop -m immediate", host.main_cluster().program("pg_ctl"), host.data_directory());
