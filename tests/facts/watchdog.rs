@@ -117,6 +117,19 @@ facts_on_both_suites! {
         assert_eq!((restarts(&host), host.postmaster_pid()), (0, pid));
     }
 
+    fn a_frozen_cluster_is_left_alone(host: Host) {
+        settled(&host);
+        alone(&host);
+        let pid = host.postmaster_pid();
+        host.sh(&format!("systemctl freeze {}", host.unit()));
+        host.wait_for_journal(ME, "is frozen, leaving it alone", SOON);
+        std::thread::sleep(Duration::from_secs(15));
+        host.sh(&format!("systemctl thaw {}", host.unit()));
+        host.wait_for_journal(ME, "accepts connections again", SOON);
+        host.journal_of(ME).does_not_say("hangs").does_not_say("hand");
+        assert_eq!((restarts(&host), host.postmaster_pid()), (0, pid));
+    }
+
     fn a_stop_on_purpose_is_not_fought(host: Host) {
         settled(&host);
         faults::o1_operator_off::inject_stop_as_postgres(&host);

@@ -71,6 +71,11 @@ impl Keeper {
         }
     }
 
+    /// Length of the server's log when the cluster was last known to be well.
+    pub fn log_size(&self) -> u64 {
+        self.state.value.log_size
+    }
+
     /// A new postmaster: whatever was saved about the last one is saved anew.
     pub fn begin(&mut self) {
         self.control = None;

@@ -83,16 +83,17 @@ impl Sentry {
         if let Err(why) = keeper::ensure_lock_file(&name) {
             log::warn!(PG_CLUSTER = name.as_str(); "{}", why.message);
         }
+        let keeper = Keeper::new(&name);
         Sentry {
             cluster: post.cluster(),
             config: post.config(),
-            keeper: Keeper::new(&name),
+            log_size: keeper.log_size(),
+            keeper,
             handover: Handover::default(),
             budget: budget::load(&name),
             incident: None,
             died: None,
             seen: Seen::default(),
-            log_size: 0,
             said: String::new(),
             busy_said: None,
             stuck: None,
@@ -188,7 +189,7 @@ impl Sentry {
                 if self.busy_said.is_none_or(|at| at.elapsed() > BUSY_SAID) {
                     self.busy_said = Some(Instant::now());
                     log::warn!(PG_CLUSTER = name;
-                        "cluster {cluster} is slow to take new connections, but its postmaster moves: left alone");
+                        "cluster {cluster} is slow to take new connections; it is left alone as long as its postmaster moves");
                 }
             }
             State::OutOfSlots => log::warn!(PG_CLUSTER = name, PG_FAULT = "L1";
@@ -197,6 +198,8 @@ impl Sentry {
                 "cluster {cluster} lets nobody in: {why}; left to pg-health-check"),
             State::Traced => log::warn!(MESSAGE_ID = LEFT_ALONE, PG_CLUSTER = name;
                 "the postmaster of cluster {cluster} is in somebody's debugger, leaving it alone"),
+            State::Frozen => log::warn!(MESSAGE_ID = LEFT_ALONE, PG_CLUSTER = name;
+                "cluster {cluster} is frozen, leaving it alone; systemctl thaw {} ends this", self.cluster.unit),
             State::LockFileLost => log::error!(MESSAGE_ID = FAULT, PG_CLUSTER = name, PG_FAULT = "P8";
                 "postmaster.pid of cluster {cluster} was removed or replaced while its server runs"),
             State::Hung(why) => {
@@ -283,6 +286,11 @@ impl Sentry {
             self.post.set_state("being repaired");
             return Ok(Next::LookAgain(Duration::from_millis(200)));
         }
+        // After a death systemd runs ExecStop=, some 60 ms of Perl; asking it meanwhile only takes CPU time from that.
+        // The control group goes when all is done.
+        if since < Duration::from_millis(500) && control_group(&self.cluster.unit).is_some() {
+            return Ok(Next::LookAgain(Duration::from_millis(2)));
+        }
         // start.conf may have been changed a moment ago.
         let Some(cluster) =
             shared::cluster::Cluster::discover(&self.config)?.into_iter().find(|c| c.name() == self.name)
@@ -293,11 +301,6 @@ impl Sentry {
         self.cluster = Arc::new(cluster);
         self.post.set_cluster(self.cluster.clone());
         self.post.promise(Duration::from_secs(60));
-        // After a death systemd runs ExecStop=, some 60 ms of Perl; asking it meanwhile only takes CPU time from that.
-        // The control group goes when all is done.
-        if since < Duration::from_millis(500) && control_group(&self.cluster.unit).is_some() {
-            return Ok(Next::LookAgain(Duration::from_millis(2)));
-        }
         let (unit, umbrella) = standing::units(&self.cluster)?;
         // systemd is at work, or has not noticed yet; just after a death both take less than a tenth of a second.
         let is_settled = !unit.job && matches!(unit.active.as_str(), "failed" | "inactive");

@@ -20,6 +20,8 @@ pub struct Facts {
     /// postmaster.pid says "stopping".
     pub stopping: bool,
     pub traced: bool,
+    /// Its control group is frozen (`systemctl freeze`).
+    pub frozen: bool,
     /// Stopped by a signal, before and after the connection was tried.
     pub stopped: bool,
     /// Samples in a row in which it waited for the disk without being scheduled in between.
@@ -63,6 +65,8 @@ pub enum State {
     Refusing(String),
     /// In somebody's debugger.
     Traced,
+    /// Frozen with its control group: a person's or a tool's wish, and only they can thaw it.
+    Frozen,
     LockFileLost,
     Hung(String),
 }
@@ -76,6 +80,9 @@ pub fn classify(facts: &Facts) -> State {
     }
     if facts.traced {
         return State::Traced;
+    }
+    if facts.frozen {
+        return State::Frozen;
     }
     if facts.lock_file_lost {
         return State::LockFileLost;
@@ -128,6 +135,7 @@ impl State {
             State::OutOfSlots => "out of connection slots",
             State::Refusing(_) => "refusing connections",
             State::Traced => "in a debugger",
+            State::Frozen => "frozen",
             State::LockFileLost => "without its lock file",
             State::Hung(_) => "hung",
         }
@@ -185,14 +193,15 @@ mod tests {
     }
 
     #[test]
-    fn a_debugger_and_a_shutdown_are_left_alone_whatever_else_is_seen() {
-        for change in [(|f: &mut Facts| f.traced = true) as fn(&mut Facts), |f| f.stopping = true] {
+    fn a_debugger_a_freezer_and_a_shutdown_are_left_alone_whatever_else_is_seen() {
+        for change in [(|f: &mut Facts| f.traced = true) as fn(&mut Facts), |f| f.frozen = true, |f| f.stopping = true]
+        {
             let state = silent(|f| {
                 f.stopped = true;
                 f.lock_file_lost = true;
                 change(f);
             });
-            assert!(matches!(state, State::Traced | State::Stopping), "{state:?}");
+            assert!(matches!(state, State::Traced | State::Frozen | State::Stopping), "{state:?}");
         }
     }
 
