@@ -31,6 +31,11 @@ impl Stamp {
         Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default()
     }
 
+    /// Later than `other`, as far as that can be told.
+    pub fn is_after(&self, other: &Stamp) -> bool {
+        !self.since(other).is_zero()
+    }
+
     /// `2026-11-22T01:57:32Z`
     pub fn rfc3339(&self) -> String {
         OffsetDateTime::from_unix_timestamp(self.wall as i64)

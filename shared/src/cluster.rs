@@ -157,7 +157,10 @@ impl Cluster {
         let _ = with_power_of(&owner, || read_settings(&config_directory.join("postgresql.conf"), &mut settings, 0));
         let data_directory = settings
             .get("data_directory")
-            .map_or_else(|| PathBuf::from(format!("/var/lib/postgresql/{version}/{name}")), PathBuf::from);
+            .map(PathBuf::from)
+            // A configuration that is missing or empty does not say where; it is where it was.
+            .or_else(|| crate::evidence::load(&format!("{version}/{name}")).map(|evidence| evidence.data_directory))
+            .unwrap_or_else(|| PathBuf::from(format!("/var/lib/postgresql/{version}/{name}")));
         let bin_directory = PathBuf::from(format!("/usr/lib/postgresql/{version}/bin"));
         let log_file = config_directory
             .join("log")

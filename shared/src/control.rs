@@ -73,6 +73,8 @@ pub struct Control {
     pub checkpoint: Lsn,
     pub redo: Lsn,
     pub timeline: u32,
+    /// minRecoveryPointTLI: ahead of `timeline` from a promotion to the next checkpoint.
+    pub recovery_timeline: u32,
     pub wal_segment_size: u32,
     pub wal_block_size: u32,
 }
@@ -165,6 +167,7 @@ impl Control {
             checkpoint: Lsn(u64_at(32)),
             redo: Lsn(u64_at(40)),
             timeline: u32_at(48),
+            recovery_timeline: u32_at(144),
             wal_segment_size: segment,
             wal_block_size: block,
         })

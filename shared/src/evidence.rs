@@ -24,8 +24,6 @@ pub struct Evidence {
     pub flush_lsn: Lsn,
     pub standby: bool,
     pub data_directory: PathBuf,
-    /// st_dev of the data directory, worth something within one boot only.
-    pub device: u64,
     /// Permission bits of the data directory, and who owned it.
     pub mode: u32,
     pub uid: u32,

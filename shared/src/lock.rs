@@ -41,21 +41,20 @@ impl Lock {
 
     fn try_take_in(folder: &Path, cluster: &str) -> Result<Option<Lock>> {
         let path = path(folder, cluster);
-        let file = std::fs::OpenOptions::new()
+        let mut options = std::fs::OpenOptions::new();
+        options
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o644)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-            .open(&path)
-            .map_err(|e| {
-                let error = Error::from(std::io::Error::new(
-                    e.kind(),
-                    format!("could not open the lock {}: {e}", path.display()),
-                ));
-                error.hint("Run as root; systemd-tmpfiles --create pg-recovery.conf makes the folder.")
-            })?;
+            // Whoever may open it can hold it, and stop all healing: the owners of clusters may, others may not.
+            .mode(0o640)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+        let file = crate::owner::with_group_of("postgres", || options.open(&path))?.map_err(|e| {
+            let error =
+                Error::from(std::io::Error::new(e.kind(), format!("could not open the lock {}: {e}", path.display())));
+            error.hint("Run as root; systemd-tmpfiles --create pg-recovery.conf makes the folder.")
+        })?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut held) => {
                 // Only for people who look; a full disk does not matter.

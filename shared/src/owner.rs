@@ -46,6 +46,19 @@ impl Owner {
     }
 }
 
+/// Runs `f` with the effective group of this user, so that what it creates belongs to the group; as it is for a program
+/// that is not root, or on a host without such a user.
+pub fn with_group_of<T>(user: &str, f: impl FnOnce() -> T) -> Result<T> {
+    match Owner::named(user).filter(|_| Uid::effective().is_root()) {
+        None => Ok(f()),
+        Some(owner) => {
+            let _restore = Effective;
+            set_thread_gid(owner.gid.as_raw())?;
+            Ok(f())
+        }
+    }
+}
+
 /// Puts the root ids back, also when `f` panics.
 struct Effective;
 

@@ -8,7 +8,6 @@ use std::path::Path;
 
 use nix::sys::statvfs::statvfs;
 
-use crate::clock::Stamp;
 use crate::cluster::Cluster;
 use crate::control::{Control, ControlError};
 use crate::error::Result;
@@ -91,13 +90,6 @@ fn directory(cluster: &Cluster, evidence: Option<&Evidence>) -> Vec<Obstacle> {
             format!("the data directory is of PostgreSQL {version:?}, the cluster of {}", cluster.version),
         ));
     }
-    if let Some(e) = evidence
-        && e.at.boot_id == Stamp::now().boot_id
-        && e.device != 0
-        && e.device != meta.dev()
-    {
-        found.push(obstacle("S6", format!("{} is on another volume than before the crash", data.display())));
-    }
     let control = match Control::read(data) {
         Ok((control, _)) => control,
         // The server reads it; what cannot be understood here cannot be guarded here either.
@@ -122,7 +114,8 @@ fn directory(cluster: &Cluster, evidence: Option<&Evidence>) -> Vec<Obstacle> {
     }
     let is_standby = ["standby.signal", "recovery.signal"].iter().any(|name| data.join(name).exists());
     // A standby gets what it misses from its primary; after a promotion the old position says nothing.
-    let same_history = !is_standby && !evidence.standby && evidence.timeline == control.timeline;
+    let promoted = control.recovery_timeline > control.timeline;
+    let same_history = !is_standby && !evidence.standby && !promoted && evidence.timeline == control.timeline;
     if same_history && let Err(broken) = wal::check(&pg_wal, &control, evidence.flush_lsn) {
         found.push(obstacle(
             "S11",

@@ -62,6 +62,16 @@ impl Process {
         status.lines().find_map(|l| l.strip_prefix("TracerPid:")).is_some_and(|t| t.trim() != "0")
     }
 
+    /// It is in a control group that was frozen (cgroups(7), `cgroup.events`); its state is then S, as if it slept.
+    pub fn is_frozen(&self) -> bool {
+        let group = std::fs::read_to_string(format!("/proc/{}/cgroup", self.pid)).unwrap_or_default();
+        let Some(path) = group.lines().find_map(|line| line.strip_prefix("0::")) else { return false };
+        ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].iter().any(|root| {
+            let events = std::fs::read_to_string(format!("{root}{path}/cgroup.events")).unwrap_or_default();
+            events.lines().any(|line| line == "frozen 1")
+        })
+    }
+
     /// Arguments joined by spaces; PostgreSQL's children show their role here ("postgres: 15/main: walwriter").
     pub fn title(&self) -> String {
         let bytes = std::fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
@@ -95,7 +105,7 @@ impl Process {
 
     /// Is it a `postgres` whose current folder is this one? `None` when /proc does not tell. Call it as the owner of the
     /// cluster, or with CAP_SYS_PTRACE.
-    fn is_at(&self, folder: Folder) -> Option<bool> {
+    fn is_at(&self, path: &Path) -> Option<bool> {
         let exe = match std::fs::read_link(format!("/proc/{}/exe", self.pid)) {
             Ok(exe) => exe,
             // Gone meanwhile, or a zombie: it has no files open any more.
@@ -107,20 +117,21 @@ impl Process {
         if !exe.trim_end_matches(" (deleted)").ends_with("/postgres") {
             return Some(false);
         }
-        match std::fs::metadata(format!("/proc/{}/cwd", self.pid)) {
-            Ok(meta) => Some(folder == Some((meta.dev(), meta.ino()))),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Some(false),
-            Err(_) => None,
+        let cwd = format!("/proc/{}/cwd", self.pid);
+        match std::fs::read_link(&cwd) {
+            Ok(there) if there == path => {}
+            // Only the own folder is ever touched: another cluster's may be on a volume that never answers.
+            Ok(_) => return Some(false),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Some(false),
+            Err(_) => return None,
+        }
+        // The same path leads a process in a container to another folder.
+        let identity = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+        match (identity(path), identity(Path::new(&cwd))) {
+            (Ok(mine), Ok(its)) => Some(mine == its),
+            _ => None,
         }
     }
-}
-
-/// Device and inode of a folder: the same path leads a process in a container to another folder. `None`: there is no
-/// such folder, so nobody is in it.
-type Folder = Option<(u64, u64)>;
-
-fn folder(path: &Path) -> Folder {
-    std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// The processes of one cluster.
@@ -146,18 +157,18 @@ impl Family {
 }
 
 /// Finds every process of the cluster: executable `postgres`, current folder the data directory (a postmaster changes
-/// into it at start and its children stay there, src/backend/utils/init/miscinit.c `ChangeToDataDir`).
+/// into it at start and its children stay there, src/backend/utils/init/miscinit.c `ChangeToDataDir`). `data_directory`
+/// must be canonical.
 pub fn family(data_directory: &Path, owner: &Owner) -> Result<Family> {
     let candidates: Vec<Process> = all().filter(|p| p.comm == "postgres" || p.comm == "postmaster").collect();
     owner.act(|| {
         let mut family = Family::default();
-        let folder = folder(data_directory);
         for process in candidates {
             if process.state == 'Z' {
                 family.zombies.push(process);
                 continue;
             }
-            match process.is_at(folder) {
+            match process.is_at(data_directory) {
                 Some(false) => {}
                 // Children rename themselves to "postgres: ..." (src/backend/utils/misc/ps_status.c).
                 Some(true) if process.title().starts_with("postgres: ") => family.children.push(process),
@@ -212,7 +223,7 @@ pub fn identify(pid: i32, data_directory: &Path, owner: &Owner) -> Result<Identi
     if process.uid().is_some_and(|uid| uid != owner.uid.as_raw()) {
         return Ok(foreign());
     }
-    Ok(match owner.act(|| process.is_at(folder(data_directory)))? {
+    Ok(match owner.act(|| process.is_at(data_directory))? {
         Some(true) => Identity::Ours,
         Some(false) if process.again().is_some() => foreign(),
         Some(false) => Identity::Dead,
@@ -269,12 +280,13 @@ impl AsRawFd for Pidfd {
 }
 
 /// Programs other than PostgreSQL that have `data_directory` to themselves: one of `names` with the folder, something
-/// in it or a folder above it among its arguments, or with files below it open. Returns `tar (PID 123)`.
-pub fn users_of(data_directory: &Path, names: &[String]) -> Vec<String> {
+/// in it or a folder above it among its arguments, or with files below it open. What runs in the cluster's own `unit` is
+/// the server's own errand, such as its archive_command. Returns `tar (PID 123)`.
+pub fn users_of(data_directory: &Path, names: &[String], unit: &str) -> Vec<String> {
     let me = std::process::id() as i32;
     let mut users = Vec::new();
     for process in all().filter(|p| p.pid != me && p.state != 'Z') {
-        if !names.iter().any(|name| name_matches(name, &process.comm)) {
+        if !names.iter().any(|name| name_matches(name, &process.comm)) || process.unit().as_deref() == Some(unit) {
             continue;
         }
         let bytes = std::fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();

@@ -6,6 +6,8 @@
 
 use std::os::linux::fs::MetadataExt;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Stamp;
@@ -45,13 +47,30 @@ pub enum Standing {
 
 /// The unit of a cluster and the umbrella, asked in one call.
 pub fn units(cluster: &Cluster) -> Result<(UnitState, Option<UnitState>)> {
-    if cluster.is_debian {
+    let (mut unit, umbrella) = if cluster.is_debian {
         let mut states = unit::show(&[&cluster.unit, "postgresql.service"])?;
         let umbrella = states.pop();
-        Ok((states.remove(0), umbrella))
+        (states.remove(0), umbrella)
     } else {
-        Ok((unit::show_one(&cluster.unit)?, None))
+        (unit::show_one(&cluster.unit)?, None)
+    };
+    if is_outdated(cluster, &unit) {
+        unit.result = "outdated".into();
+        unit.exit_kind = 0;
+        unit.exit_status = 0;
     }
+    Ok((unit, umbrella))
+}
+
+/// A server that was started without systemd leaves the unit as it was, failed perhaps, and what the unit says then is
+/// about an earlier one: pg_control has been written since.
+fn is_outdated(cluster: &Cluster, unit: &UnitState) -> bool {
+    let path = cluster.data_directory.join(crate::control::NAME);
+    let written = cluster.owner.act(|| std::fs::metadata(path).and_then(|meta| meta.modified()).ok()).ok().flatten();
+    let (Some(written), Some(ended)) = (written.and_then(|at| at.elapsed().ok()), unit.inactive_for()) else {
+        return false;
+    };
+    unit.active == "failed" && written + Duration::from_secs(2) < ended
 }
 
 pub fn of(cluster: &Cluster, config: &Config, unit: &UnitState, umbrella: Option<&UnitState>) -> Standing {
@@ -76,7 +95,7 @@ pub fn of(cluster: &Cluster, config: &Config, unit: &UnitState, umbrella: Option
     if let Some(manager) = manager(cluster) {
         return Standing::Left(format!("is managed by {manager}, which starts and stops it"));
     }
-    let users = process::users_of(&cluster.data_directory, &config.recover.data_directory_users);
+    let users = process::users_of(&cluster.data_directory, &config.recover.data_directory_users, &cluster.unit);
     if !users.is_empty() {
         return Standing::Left(format!("has its data directory in use by {}", users.join(", ")));
     }

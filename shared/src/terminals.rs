@@ -10,7 +10,7 @@ use crate::owner::Owner;
 /// Tells everybody who is logged in. wall(1) cannot be used: it is setgid, and NoNewPrivileges= takes that away.
 pub fn tell(program: &str, message: &str) {
     let mut command = Command::new("loginctl");
-    command.args(["list-sessions", "--no-legend", "--no-pager"]).env("LC_ALL", "C");
+    command.args(["list-sessions", "--no-legend", "--no-pager"]).env("LC_ALL", "C").env_remove("NOTIFY_SOCKET");
     let Ok(out) = crate::command::run(&mut command, Duration::from_secs(5)) else { return };
     for terminal in terminals(&out.stdout) {
         let path = format!("/dev/{terminal}");

@@ -29,6 +29,8 @@ pub struct UnitState {
     pub exit_kind: i32,
     /// Exit status or signal number.
     pub exit_status: i32,
+    /// When it last became inactive or failed: seconds since boot (CLOCK_MONOTONIC); 0: never.
+    pub inactive_since: f64,
 }
 
 impl UnitState {
@@ -46,12 +48,19 @@ impl UnitState {
             main_pid: number("MainPID"),
             exit_kind: number("ExecMainCode"),
             exit_status: number("ExecMainStatus"),
+            inactive_since: get("InactiveEnterTimestampMonotonic").parse::<u64>().map_or(0.0, |us| us as f64 / 1e6),
         }
     }
 
     /// The main process ended by a signal.
     pub fn was_killed(&self) -> bool {
         self.exit_kind == 2 || self.exit_kind == 3
+    }
+
+    /// How long ago it became inactive or failed.
+    pub fn inactive_for(&self) -> Option<Duration> {
+        let now = Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).ok()?);
+        (self.inactive_since > 0.0).then(|| now.saturating_sub(Duration::from_secs_f64(self.inactive_since)))
     }
 
     pub fn is_masked(&self) -> bool {
@@ -61,7 +70,8 @@ impl UnitState {
 
 /// Asks for the state of several units in one call.
 pub fn show(units: &[&str]) -> Result<Vec<UnitState>> {
-    let properties = "LoadState,ActiveState,SubState,Result,UnitFileState,Job,MainPID,ExecMainCode,ExecMainStatus";
+    let properties = "LoadState,ActiveState,SubState,Result,UnitFileState,Job,MainPID,ExecMainCode,ExecMainStatus,\
+                      InactiveEnterTimestampMonotonic";
     let mut command = systemctl();
     command.args(["show", "-p", properties, "--"]).args(units);
     let text = call(&mut command)?;

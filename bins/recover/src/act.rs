@@ -16,6 +16,7 @@ use shared::control::Control;
 use shared::evidence;
 use shared::pidfile::{self, LockFile};
 use shared::process::{self, Pidfd, Process};
+use shared::standing::Standing;
 use shared::{Error, Result, command, point, prestart, standing, state, unit};
 
 use crate::facts::{self, Facts, Memory};
@@ -64,7 +65,7 @@ impl Actor<'_> {
         if let Ok(Ok((_, bytes))) = self.cluster.owner.act(|| Control::read(&self.cluster.data_directory)) {
             state::replace(&folder.join("pg_control"), &bytes, 0o600)?;
         }
-        state::replace(&folder.join("server.log"), server_log::tail(self.cluster, 0).as_bytes(), 0o600)?;
+        state::replace(&folder.join("server.log"), server_log::tail(self.cluster, None).as_bytes(), 0o600)?;
         let mut old: Vec<PathBuf> = std::fs::read_dir(evidence::directory(&self.cluster.name()))?
             .flatten()
             .map(|e| e.path())
@@ -100,11 +101,8 @@ impl Actor<'_> {
             return Err(Error::failed("there is no postmaster to stop"));
         };
         let pidfd = Pidfd::open(postmaster).ok_or_else(|| Error::failed("the postmaster is gone"))?;
-        // A run that is killed here must know later that nobody wanted the server to stay stopped.
+        self.still_meant()?;
         memory.stopped_by_us = true;
-        let mut verdict = standing::verdict(&self.cluster.name());
-        verdict.value.stopped_by_us = true;
-        verdict.save_or_warn();
         send(&pidfd, postmaster, how)?;
         // A stopped process takes no signal but SIGKILL and SIGCONT.
         if postmaster.is_stopped() {
@@ -119,6 +117,15 @@ impl Actor<'_> {
         }
         self.settle()?;
         Ok(format!("{how} to PID {}, which ended", postmaster.pid))
+    }
+
+    /// Looking takes its time, and a person may have said something meanwhile.
+    fn still_meant(&self) -> Result<()> {
+        let (unit, umbrella) = standing::units(self.cluster)?;
+        match standing::of(self.cluster, self.config, &unit, umbrella.as_ref()) {
+            Standing::Meant => Ok(()),
+            Standing::Left(why) => Err(Error::failed(format!("not done: it {why}"))),
+        }
     }
 
     /// After a death systemd is busy with the unit for a moment; a start in that moment is lost or fails.
@@ -183,7 +190,7 @@ impl Actor<'_> {
             let aside = data.join(format!("{}.{}", pidfile::NAME, self.id));
             std::fs::rename(&path, &aside)?;
             // A server that was started in this moment has written another one: give it back, without overwriting.
-            if state::read(&aside, 8192)? != bytes {
+            if state::read(&aside, 8192).ok().as_ref() != Some(&bytes) {
                 std::fs::hard_link(&aside, &path)?;
                 std::fs::remove_file(&aside)?;
                 return Err(Error::failed("the lock file changed while it was moved; it was put back"));
@@ -237,11 +244,17 @@ impl Actor<'_> {
     }
 
     fn restore_mode(&self) -> Result<String> {
-        let recorded = facts::recorded(self.cluster);
         let owner = &self.cluster.owner;
-        let mode = recorded.as_ref().map(|e| e.mode).filter(|m| [0o700, 0o750].contains(m)).unwrap_or(0o700);
-        let gid = recorded.as_ref().filter(|e| e.uid == owner.uid.as_raw()).map_or(owner.gid.as_raw(), |e| e.gid);
         let path = &self.cluster.data_directory;
+        // The configuration, which the owner can write, says where the data directory is; root believes only the record
+        // of where a server of this user was seen to run.
+        let recorded = facts::recorded(self.cluster)
+            .filter(|e| e.data_directory == *path && e.uid == owner.uid.as_raw())
+            .ok_or_else(|| {
+                Error::failed(format!("it was never recorded how {} was while the server ran", path.display()))
+            })?;
+        let mode = if recorded.mode == 0o750 { 0o750 } else { 0o700 };
+        let gid = recorded.gid;
         // No link anywhere on the way: the folder above may be postgres's own.
         let how = OpenHow::new()
             .flags(OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC)
@@ -262,10 +275,8 @@ impl Actor<'_> {
         }
         let control =
             state::read(&inside("global/pg_control"), 8192).ok().and_then(|bytes| Control::parse(&bytes).ok());
-        if let (Some(recorded), Some(control)) = (&recorded, control)
-            && recorded.system_identifier != control.system_identifier
-        {
-            return Err(Error::failed(format!("{} is another cluster's data directory", path.display())));
+        if control.is_none_or(|control| control.system_identifier != recorded.system_identifier) {
+            return Err(Error::failed(format!("{} is not the data directory that was recorded", path.display())));
         }
         let before = fstat(folder.as_fd()).map_err(|e| bad("look at", e))?;
         fchown(folder.as_fd(), Some(owner.uid), Some(nix::unistd::Gid::from_raw(gid)))
@@ -329,7 +340,8 @@ impl Actor<'_> {
         if before.result == "start-limit-hit" {
             unit::reset_failed(&cluster.unit)?;
         }
-        memory.log_mark = Some(server_log::length(cluster));
+        self.still_meant()?;
+        memory.log_mark = Some(server_log::lengths(cluster));
         memory.started = true;
         unit::start(&cluster.unit)?;
         let began = Instant::now();

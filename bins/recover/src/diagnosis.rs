@@ -134,9 +134,9 @@ fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
         Ok(()) => evidence.push("a fresh connection is answered".into()),
         Err(refusal) => evidence.push(format!("a fresh connection is not: {refusal}")),
     }
-    if facts.traced {
-        evidence.push("a debugger is attached".into());
-        return Fault::LeftAlone("is being debugged".into());
+    if let Some(held) = facts.held {
+        evidence.push(format!("it {held}"));
+        return Fault::LeftAlone(held.into());
     }
     let silent = facts.connection.as_ref().is_err_and(Refusal::is_silence);
     let answered = facts.connection.as_ref().err().is_none_or(Refusal::is_answer);
@@ -155,7 +155,7 @@ fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
             Fault::LockFileGone
         }
         Ok(()) => Fault::Well,
-        Err(Refusal::Starting(_)) if facts.moves => {
+        Err(Refusal::Starting(_)) if facts.moves || facts.stopped_by_us => {
             evidence.push("its startup process moves".into());
             Fault::Moving
         }
@@ -173,7 +173,7 @@ fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
             evidence.push("it took each connection in, so it is busy, not hung".into());
             Fault::Moving
         }
-        Err(_) if silent => {
+        Err(_) if silent && postmaster.state == 'S' => {
             evidence.push("three connections did not wake it".into());
             Fault::Hung
         }
@@ -200,9 +200,15 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
         "the unit is {} ({}, exit kind {} status {})",
         unit.active, unit.result, unit.exit_kind, unit.exit_status
     ));
-    if unit.active == "deactivating" || unit.active == "activating" || unit.job {
+    // A backend that does not notice the death of its postmaster keeps the unit deactivating for an hour.
+    let held_up = facts.waited && unit.active == "deactivating" && !unit.job && !facts.family.children.is_empty();
+    if !held_up && (unit.active == "deactivating" || unit.active == "activating" || unit.job) {
         evidence.push("systemd is at work on it".into());
         return Fault::Settling;
+    }
+    if unit.active == "active" && process_lives(unit.main_pid) {
+        evidence.push(format!("systemd has a main process for it, PID {}", unit.main_pid));
+        return Fault::LeftAlone("has a server that runs elsewhere than its configuration says".into());
     }
     let mut obstacles = facts.obstacles.iter();
     if facts.obstacles.iter().any(|o| o.fault != "P9") {
@@ -230,6 +236,10 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
     if !clean && is_immediate_stop(facts) && !facts.asked_by_checks && !facts.stopped_by_us {
         evidence.push("it was told to stop at once".into());
         return Fault::StoppedOnPurpose;
+    }
+    if let Some(why) = &facts.configuration.unchecked {
+        evidence.push(why.clone());
+        return Fault::Unknown;
     }
     if let Some(error) = &facts.configuration.error {
         evidence.push(format!("postgres -C: {error}"));
@@ -272,11 +282,20 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
             // It is what our own start met. An older message is no reason not to try once: every check before a start
             // has passed, and what the server complained about may be mended.
             Some(class) if facts.started_by_us => return Fault::NotOurs(class),
+            // In words that are not known here, but with a configuration that it never ran with.
+            None if facts.started_by_us && differs(facts) => return Fault::Configuration("C3"),
             None if facts.started_by_us => return Fault::Unknown,
             _ => {}
         }
+    } else if facts.started_by_us && differs(facts) {
+        evidence.push("our start failed without a word, with a configuration that it never ran with".into());
+        return Fault::Configuration("C3");
     }
     if clean && !facts.stopped_by_us { Fault::Down } else { Fault::Killed }
+}
+
+fn process_lives(pid: i32) -> bool {
+    pid > 0 && shared::process::Process::of(pid).is_some_and(|p| p.state != 'Z')
 }
 
 fn differs(facts: &Facts) -> bool {

@@ -61,7 +61,8 @@ pub struct Facts {
     pub connection: Result<(), Refusal>,
     /// Does the process that has to move (startup process, postmaster) move? Only looked at when nobody is let in.
     pub moves: bool,
-    pub traced: bool,
+    /// Somebody has hold of its processes on purpose; reads on from "it ".
+    pub held: Option<&'static str>,
     /// Why a start is not safe; only looked at when no postmaster runs.
     pub obstacles: Vec<Obstacle>,
     pub socket_directory: Result<(), String>,
@@ -74,6 +75,8 @@ pub struct Facts {
     pub lock_file_was_lost: bool,
     /// This or an interrupted run of this program stopped it.
     pub stopped_by_us: bool,
+    /// This run has waited for systemd long enough.
+    pub waited: bool,
     /// This run has tried to start it.
     pub started_by_us: bool,
 }
@@ -86,6 +89,8 @@ pub struct Configuration {
     /// Files that differ from the last good ones or are missing, and new ones that were not there.
     pub changed: Vec<PathBuf>,
     pub added: Vec<PathBuf>,
+    /// Why the server's program could not be asked.
+    pub unchecked: Option<String>,
     /// Settings among the differences that this program does not put back.
     pub not_ours: Vec<String>,
     pub has_good: bool,
@@ -95,9 +100,10 @@ pub struct Configuration {
 #[derive(Debug, Default)]
 pub struct Memory {
     /// Length of the server log at our last step: what comes behind it is news.
-    pub log_mark: Option<u64>,
+    pub log_mark: Option<server_log::Mark>,
     pub stopped_by_us: bool,
     pub started: bool,
+    pub waited: bool,
 }
 
 pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts> {
@@ -105,7 +111,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
     let standing = standing::of(cluster, config, &unit, umbrella.as_ref());
     let evidence = evidence::load(&cluster.name());
     let (lock_file, _) = cluster.lock_file();
-    let family = process::family(&cluster.data_directory, &cluster.owner)?;
+    let mut family = process::family(&cluster.data_directory, &cluster.owner)?;
     let lock_owner = match &lock_file {
         LockFile::Present(file) => Some(process::identify(file.pid, &cluster.data_directory, &cluster.owner)?),
         _ => None,
@@ -131,19 +137,36 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         }
         _ => false,
     };
-    let traced = family.all().any(|p| p.is_traced());
+    // The postmaster was looked at before the connections were made.
+    family.postmaster = family.postmaster.and_then(|p| p.again());
+    let held = if family.all().any(|p| p.is_traced()) {
+        Some("is being debugged")
+    } else if family.postmaster.as_ref().is_some_and(|p| p.is_frozen()) {
+        Some("is frozen with its control group")
+    } else {
+        None
+    };
     let down = family.postmaster.is_none();
     let obstacles = if down { prestart::obstacles(cluster, evidence.as_ref())? } else { Vec::new() };
     let configuration = if down { configuration(cluster)? } else { Configuration::default() };
-    let since = memory.log_mark.or(evidence.as_ref().map(|e| e.log_size)).unwrap_or(0);
-    let log = if down { server_log::tail(cluster, since) } else { String::new() };
+    // Before our own first step only the length of the file that pg_ctl writes to is known.
+    let since = memory.log_mark.clone().unwrap_or_else(|| {
+        let known =
+            |file: &PathBuf| evidence.as_ref().filter(|_| Some(file) == cluster.log_file.as_ref()).map(|e| e.log_size);
+        server_log::lengths(cluster)
+            .into_iter()
+            .map(|(file, now)| (file.clone(), known(&file).unwrap_or(now)))
+            .collect()
+    });
+    let log = if down { server_log::tail(cluster, Some(&since)) } else { String::new() };
     Ok(Facts {
         saved_lock_file: saved_lock_file(cluster, &family),
-        traced,
+        held,
         asked_by_checks: health::state(&cluster.name()).value.failures >= config.health.max_failures,
         socket_directory: socket_directory(cluster),
         stopped_by_us: memory.stopped_by_us,
         started_by_us: memory.started,
+        waited: memory.waited,
         lock_file_was_lost: log.contains("data directory lock file is invalid"),
         failure: server_log::last_failure(&log),
         standing,
@@ -177,10 +200,19 @@ pub fn target(cluster: &Cluster, config: &Config, lock_file: &LockFile) -> Targe
 pub fn connect(cluster: &Cluster, config: &Config, lock_file: &LockFile, patience: Duration) -> Result<(), Refusal> {
     let target = target(cluster, config, lock_file);
     let runtime = client::runtime().map_err(|e| Refusal::Broken(e.to_string()))?;
-    runtime.block_on(async {
+    let answer = runtime.block_on(async {
         let session = Session::connect(&target, patience).await?;
         session.query("SELECT 1", patience).await.map(drop)
-    })
+    });
+    match answer {
+        Err(why) if serves_others(&why) => Ok(()),
+        answer => answer,
+    }
+}
+
+/// It lets others in: our role may not log in here, or the database of the probes does not exist (SQLSTATE 3D000).
+pub fn serves_others(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::NotAllowed(_)) || matches!(refusal, Refusal::Server(code, _) if code == "3D000")
 }
 
 /// Crash recovery moves when the startup process uses CPU time or shows another WAL segment in its title.
@@ -228,7 +260,11 @@ fn socket_directory(cluster: &Cluster) -> Result<(), String> {
 }
 
 fn configuration(cluster: &Cluster) -> Result<Configuration> {
-    let mut found = Configuration { error: check(cluster), ..Configuration::default() };
+    let (error, unchecked) = match check(cluster) {
+        Ok(error) => (error, None),
+        Err(why) => (None, Some(why)),
+    };
+    let mut found = Configuration { error, unchecked, ..Configuration::default() };
     let Some(good) = point::newest(&cluster.name(), "good") else { return Ok(found) };
     found.has_good = true;
     let files = point::files(cluster);
@@ -269,7 +305,7 @@ fn not_ours(old: &[u8], new: &[u8]) -> Vec<String> {
 }
 
 /// Asks the server's own program what it makes of the configuration; it starts nothing and reads no data.
-fn check(cluster: &Cluster) -> Option<String> {
+fn check(cluster: &Cluster) -> Result<Option<String>, String> {
     use std::os::unix::process::CommandExt;
     let mut command = Command::new(cluster.bin_directory.join("postgres"));
     command
@@ -285,9 +321,13 @@ fn check(cluster: &Cluster) -> Option<String> {
         command.uid(cluster.owner.uid.as_raw()).gid(cluster.owner.gid.as_raw());
     }
     match command::run(&mut command, Duration::from_secs(10)) {
-        Ok(out) if out.status.success() => None,
-        Ok(out) => Some(out.stderr.trim().to_string()),
-        Err(e) => Some(format!("could not run postgres -C: {e}")),
+        Ok(out) if out.status.success() => Ok(None),
+        // Killed, or one of the codes of those who could not start it.
+        Ok(out) if out.status.code().is_none_or(|code| code > 2) => {
+            Err(format!("postgres -C ended with {}", out.status))
+        }
+        Ok(out) => Ok(Some(out.stderr.trim().to_string())),
+        Err(e) => Err(format!("could not run postgres -C: {e}")),
     }
 }
 

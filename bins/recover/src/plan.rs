@@ -167,7 +167,7 @@ fn restore(facts: &Facts, class: &str) -> Option<Step> {
         "C2" => &[&is_access],
         "C1" => &[&named, &|f| !is_access(f)],
         // What ALTER SYSTEM wrote first: it was written by a command, not composed by a person.
-        _ => &[&auto, &|f| !is_access(f)],
+        _ => &[&auto, &|f| !is_access(f), &is_access],
     };
     let (restore, set_aside) =
         choices.iter().map(|wanted| pick(wanted)).find(|(a, b)| !a.is_empty() || !b.is_empty())?;
@@ -200,6 +200,7 @@ mod tests {
             checkpoint: shared::control::Lsn(2),
             redo: shared::control::Lsn(1),
             timeline: 1,
+            recovery_timeline: 0,
             wal_segment_size: 16 << 20,
             wal_block_size: 8192,
         }
@@ -223,7 +224,7 @@ mod tests {
             control: Ok(control(DbState::InProduction)),
             connection: Err(Refusal::NoSocket),
             moves: false,
-            traced: false,
+            held: None,
             obstacles: Vec::new(),
             socket_directory: Ok(()),
             configuration: Configuration::default(),
@@ -232,6 +233,7 @@ mod tests {
             lock_file_was_lost: false,
             stopped_by_us: false,
             started_by_us: false,
+            waited: false,
         }
     }
 
@@ -316,7 +318,7 @@ mod tests {
         let recovering = Facts { connection: Err(Refusal::Starting("x".into())), moves: true, ..well() };
         let unclear =
             Facts { family: Family { unclear: vec![5], ..Family::default() }, obstacles: obstacle("P9"), ..killed() };
-        let debugged = Facts { traced: true, connection: Err(Refusal::Timeout), ..well() };
+        let debugged = Facts { held: Some("is being debugged"), connection: Err(Refusal::Timeout), ..well() };
         let ending = Facts { lock_file: LockFile::Missing, connection: Err(Refusal::NoSocket), ..well() };
         let slots = Facts { connection: Err(Refusal::OutOfSlots("x".into())), ..well() };
         for (facts, class) in [
@@ -360,6 +362,7 @@ mod tests {
             error: None,
             changed: vec!["/c/pg_hba.conf".into(), "/c/postgresql.conf".into(), "/d/postgresql.auto.conf".into()],
             added: vec!["/c/conf.d/new.conf".into()],
+            unchecked: None,
             not_ours: Vec::new(),
             has_good: true,
         };

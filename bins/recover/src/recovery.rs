@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
 use shared::config::{Config, Mode};
+use shared::evidence::Evidence;
 use shared::exit::{self, Code};
 use shared::lock::Lock;
 use shared::log::{FAULT, LEFT_ALONE, MANUAL, OUTCOME, STEP};
@@ -62,6 +63,8 @@ struct Recovery<'a> {
     name: String,
     id: String,
     verdict: State<Verdict>,
+    /// The evidence as it was before anything was done; pg-watchdog goes on recording.
+    recorded: Option<Evidence>,
     memory: Memory,
     tried: Vec<Step>,
     record: Record,
@@ -73,7 +76,12 @@ impl<'a> Recovery<'a> {
     fn new(cluster: &'a Cluster, config: &'a Config) -> Self {
         let name = cluster.name();
         let id = record::new_id(&name);
-        let verdict = standing::verdict(&name);
+        let mut verdict = standing::verdict(&name);
+        let recorded = facts::recorded(cluster);
+        // Seen well since: what came before is past, but for the word that only a person takes back.
+        if recorded.as_ref().is_some_and(|evidence| evidence.at.is_after(&verdict.value.at)) {
+            verdict.value = Verdict { manual: verdict.value.manual, ..Verdict::default() };
+        }
         let memory = Memory { stopped_by_us: verdict.value.stopped_by_us, ..Memory::default() };
         let asked = health::state(&name).value.failures >= config.health.max_failures;
         let record = Record {
@@ -89,6 +97,7 @@ impl<'a> Recovery<'a> {
             name,
             id,
             verdict,
+            recorded,
             memory,
             tried: Vec::new(),
             record,
@@ -109,6 +118,8 @@ impl<'a> Recovery<'a> {
                 (fault @ (Fault::Settling | Fault::Moving), _) if self.may_wait_for(fault) => {
                     std::thread::sleep(Duration::from_millis(100));
                 }
+                // Looked at once more with that in mind: what holds systemd up may be what has to be repaired.
+                (Fault::Settling, _) if !self.memory.waited => self.memory.waited = true,
                 (Fault::LeftAlone(_) | Fault::StoppedOnPurpose | Fault::Moving | Fault::Settling, _) => {
                     return Ok(self.leave(&diagnosis));
                 }
@@ -116,6 +127,12 @@ impl<'a> Recovery<'a> {
                     log::warn!(PG_CLUSTER = self.name, PG_FAULT = diagnosis.fault.class(), MESSAGE_ID = LEFT_ALONE;
                         "cluster {}: mode is \"observe\"; would now {}: {}", self.name, planned.step.name(), planned.why);
                     return Ok(self.finish("declined", Code::Ok));
+                }
+                // Runs that were killed count too.
+                (_, Some(_))
+                    if self.tried.is_empty() && self.verdict.value.attempts >= self.config.recover.max_attempts =>
+                {
+                    return Ok(self.failed());
                 }
                 (_, Some(planned)) if self.tried.len() < MOST_STEPS => self.step(&planned.step, &planned.why, &facts),
                 _ if self.tried.is_empty() => return Ok(self.hand_over(&diagnosis)),
@@ -161,6 +178,11 @@ impl<'a> Recovery<'a> {
             self.verdict.value.at = Stamp::now();
             self.verdict.save_or_warn();
         }
+        if matches!(step, Step::StopFast | Step::StopImmediate | Step::KillPostmaster) {
+            // A run that is killed now must leave word that nobody wanted the server to stay stopped.
+            self.verdict.value.stopped_by_us = true;
+            self.verdict.save_or_warn();
+        }
         stop_here_for_a_test(self.tried.len() + 1);
         let actor = Actor { cluster: self.cluster, config: self.config, id: &self.id };
         if self.tried.is_empty()
@@ -181,7 +203,7 @@ impl<'a> Recovery<'a> {
             "cluster {}: {} {word} after {ms}ms: {detail}", self.name, step.name());
         if outcome.is_ok() {
             // What the server complained about before this is past.
-            self.memory.log_mark = Some(server_log::length(self.cluster));
+            self.memory.log_mark = Some(server_log::lengths(self.cluster));
         }
         let why = format!("{why}; {detail}");
         self.record.steps.push(StepRecord { step: step.name().into(), outcome: word.into(), ms, why });
@@ -214,7 +236,7 @@ impl<'a> Recovery<'a> {
     fn prove(mut self) -> Code {
         stop_here_for_a_test(self.tried.len() + 1);
         let began = Instant::now();
-        let outcome = verify(self.cluster, self.config);
+        let outcome = verify(self.cluster, self.config, self.recorded.as_ref());
         let ms = began.elapsed().as_millis() as u64;
         let (word, why) = match &outcome {
             Ok(proof) => ("ok", proof.clone()),
@@ -240,6 +262,7 @@ impl<'a> Recovery<'a> {
             return Code::Unavailable;
         }
         self.verdict.value.handed_over = class.into();
+        self.verdict.value.at = Stamp::now();
         self.verdict.save_or_warn();
         self.alarm(&format!("{}; nothing was changed", diagnosis.fault.describe()));
         self.finish("manual", Code::Unavailable)
@@ -265,8 +288,13 @@ impl<'a> Recovery<'a> {
     }
 
     fn alarm(&self, what: &str) {
+        let at_own_risk = if self.record.fault == "S11" {
+            format!(" To start it without that WAL, and lose what is in it: systemctl start {}.", self.cluster.unit)
+        } else {
+            String::new()
+        };
         let text = format!(
-            "cluster {}: manual intervention required: {what}. Evidence: journalctl -t pg-recover, {} and the folder {}. \
+            "cluster {}: manual intervention required: {what}.{at_own_risk} Evidence: journalctl -t pg-recover, {} and the folder {}. \
              When it is repaired: pg-recover reset --cluster {}",
             self.name,
             self.cluster.log_file.as_ref().map_or("the server log".into(), |f| f.display().to_string()),

@@ -99,19 +99,22 @@ fn files(cluster: &Cluster) -> Vec<PathBuf> {
     files
 }
 
-/// Length of the file that pg_ctl writes to: what comes behind it was written after this call.
-pub fn length(cluster: &Cluster) -> u64 {
-    let file = cluster.log_file.as_ref();
-    cluster.owner.act(|| file.and_then(|f| std::fs::metadata(f).ok()).map_or(0, |m| m.len())).unwrap_or(0)
+/// How long each log file was at one moment: what comes behind that was written later.
+pub type Mark = Vec<(PathBuf, u64)>;
+
+pub fn lengths(cluster: &Cluster) -> Mark {
+    let length = |file: &PathBuf| std::fs::metadata(file).map_or(0, |meta| meta.len());
+    let lengths = || files(cluster).into_iter().map(|file| (file.clone(), length(&file))).collect();
+    cluster.owner.act(lengths).unwrap_or_default()
 }
 
-/// The end of the log, at most 64 KiB of each file, as far as it was written behind `since`.
-pub fn tail(cluster: &Cluster, since: u64) -> String {
+/// The end of the log, at most 64 KiB of each file, as far as it was written after `since`.
+pub fn tail(cluster: &Cluster, since: Option<&Mark>) -> String {
     let text = cluster.owner.act(|| {
         let mut text = String::new();
         for file in files(cluster) {
-            // Only the file whose length was recorded can be cut there.
-            let from = if Some(&file) == cluster.log_file.as_ref() { since } else { 0 };
+            // A file that is not in the mark is younger than the mark.
+            let from = since.and_then(|mark| mark.iter().find(|(marked, _)| *marked == file)).map_or(0, |(_, at)| *at);
             text.push_str(&read_tail(&file, from).unwrap_or_default());
         }
         text

@@ -6,32 +6,37 @@ use shared::client::{Address, Session, Target, retry, runtime};
 use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::control::Lsn;
+use shared::evidence::Evidence;
 use shared::{Error, Result};
 
 use crate::facts;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// `Ok` says what was proven.
-pub fn verify(cluster: &Cluster, config: &Config) -> Result<String> {
+/// `Ok` says what was proven. `recorded` is what was known before anything was done.
+pub fn verify(cluster: &Cluster, config: &Config, recorded: Option<&Evidence>) -> Result<String> {
     let target = facts::target(cluster, config, &cluster.lock_file().0);
     let failed = |what: &str, why: &dyn std::fmt::Display| Error::failed(format!("{what}: {why}"));
     runtime()?.block_on(async {
-        let session =
-            retry(|| Session::connect(&target, PATIENCE)).await.map_err(|e| failed("no fresh connection", &e))?;
-        let sql = "SELECT pg_is_in_recovery(), system_identifier, \
+        let session = match retry(|| Session::connect(&target, PATIENCE)).await {
+            Ok(session) => session,
+            Err(why) if facts::serves_others(&why) => {
+                return Ok(format!("it answers; no commit was tried, because {why}"));
+            }
+            Err(why) => return Err(failed("no fresh connection", &why)),
+        };
+        let sql = "SELECT pg_is_in_recovery(), system_identifier, timeline_id, \
                    CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END \
-                   FROM pg_control_system()";
+                   FROM pg_control_system(), pg_control_checkpoint()";
         let rows = session.query(sql, PATIENCE).await.map_err(|e| failed("no answer to a query", &e))?;
         let value = |index: usize| rows.first().and_then(|row| row.get(index).cloned().flatten()).unwrap_or_default();
-        let (standby, identifier, lsn) = (value(0) == "t", value(1), Lsn::parse(&value(2)).unwrap_or_default());
+        let (standby, identifier, timeline) = (value(0) == "t", value(1), value(2));
+        let lsn = Lsn::parse(&value(3)).unwrap_or_default();
         if !standby {
             // A transaction that changes no data and has to be flushed like any other: a logical message
-            // (manual, 9.28.6).
-            session
-                .query("SELECT pg_logical_emit_message(true, 'pg-recover', 'verify')", PATIENCE)
-                .await
-                .map_err(|e| failed("no commit", &e))?;
+            // (manual, 9.28.6). A synchronous standby that is away is another matter, and would keep it waiting.
+            let commit = "SET synchronous_commit = local; SELECT pg_logical_emit_message(true, 'pg-recover', 'verify')";
+            session.query(commit, PATIENCE).await.map_err(|e| failed("no commit", &e))?;
         }
         for address in cluster.tcp_addresses() {
             let target = Target { address: Address::Tcp(address.clone(), cluster.port()), ..target.clone() };
@@ -42,14 +47,15 @@ pub fn verify(cluster: &Cluster, config: &Config) -> Result<String> {
                 _ => {}
             }
         }
-        if let Some(evidence) = facts::recorded(cluster) {
+        if let Some(evidence) = recorded {
             if evidence.system_identifier.to_string() != identifier {
                 return Err(Error::failed(format!(
                     "this is another cluster: system identifier {identifier}, recorded was {}",
                     evidence.system_identifier
                 )));
             }
-            if !standby && !evidence.standby && lsn < evidence.flush_lsn {
+            let same_history = !standby && !evidence.standby && timeline == evidence.timeline.to_string();
+            if same_history && lsn < evidence.flush_lsn {
                 return Err(Error::failed(format!("WAL ends at {lsn}, but {} had been flushed", evidence.flush_lsn)));
             }
         }

@@ -163,7 +163,6 @@ impl Keeper {
         value.log_size = crate::death::log_size(cluster);
         value.data_directory.clone_from(&cluster.data_directory);
         if let Ok(Ok(meta)) = cluster.owner.act(|| std::fs::metadata(&cluster.data_directory)) {
-            value.device = meta.dev();
             value.mode = meta.mode() & 0o7777;
             value.uid = meta.uid();
             value.gid = meta.gid();

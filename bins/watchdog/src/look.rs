@@ -174,7 +174,7 @@ impl Look {
         facts.stopped = both('T');
         facts.running = before.state == 'R' || after.state == 'R';
         facts.traced = before.state == 't' || after.state == 't' || after.is_traced();
-        facts.frozen = is_frozen(&after);
+        facts.frozen = after.is_frozen();
         let now = (after.cpu, after.switches().unwrap_or_default());
         let moves = now != (self.moved.0, self.moved.1);
         if moves || self.silent == 1 {
@@ -204,16 +204,6 @@ impl Look {
         self.startup = Some((title, process.cpu, since));
         Some(Startup { recovering, still: since.elapsed() })
     }
-}
-
-/// Is the process in a control group that was frozen (cgroups(7), `cgroup.events`)? Its state is then S, as if it slept.
-fn is_frozen(process: &Process) -> bool {
-    let group = std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).unwrap_or_default();
-    let Some(path) = group.lines().find_map(|line| line.strip_prefix("0::")) else { return false };
-    ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].iter().any(|root| {
-        let events = std::fs::read_to_string(format!("{root}{path}/cgroup.events")).unwrap_or_default();
-        events.lines().any(|line| line == "frozen 1")
-    })
 }
 
 /// "postgres: 15/main: startup recovering 000000010000000000000003", or without the cluster's name.

@@ -11,7 +11,6 @@ mod restart;
 mod sentry;
 mod signals;
 mod state;
-mod terminals;
 
 use shared::args::Args;
 use shared::exit::{self, Code};

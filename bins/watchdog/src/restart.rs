@@ -13,6 +13,7 @@ use shared::pidfile::LockFile;
 use shared::prestart;
 use shared::process::{self, Identity, Process};
 use shared::record::{self, Record, StepRecord};
+use shared::standing::{self, Standing};
 use shared::unit::{self, UnitState};
 
 use crate::budget::{Allowance, Budget};
@@ -117,6 +118,14 @@ pub async fn restart(
     if let Some(first) = obstacles.first() {
         let all: Vec<&str> = obstacles.iter().map(|o| o.message.as_str()).collect();
         return Ok(Tried::HandOver(first.fault, format!("it must not be started: {}", all.join("; "))));
+    }
+    // Reading much WAL takes long enough for a person to say something.
+    if began.elapsed() > Duration::from_secs(1) {
+        let (unit, umbrella) = standing::units(cluster)?;
+        if let Standing::Left(why) = standing::of(cluster, config, &unit, umbrella.as_ref()) {
+            log::info!(PG_CLUSTER = name.as_str(); "cluster {name} {why}, leaving it alone");
+            return Ok(Tried::Later(Duration::from_secs(1)));
+        }
     }
     incident.step("check", "ok", began, "nothing speaks against a start".into());
     // Counted before it is done: a restart that takes the host down counts too.

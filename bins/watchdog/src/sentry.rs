@@ -29,12 +29,12 @@ use crate::look::Look;
 use crate::post::Post;
 use crate::restart::{self, Incident, Tried};
 use crate::state::State;
-use crate::terminals;
 
 /// A server under load alternates between busy and well; said once in this time.
 const BUSY_SAID: Duration = Duration::from_secs(60);
 
 /// pg_ctlcluster and pg_ctl come and go in less.
+const HELD_UP: Duration = Duration::from_secs(15);
 const STUCK: Duration = Duration::from_secs(3);
 
 pub struct Sentry {
@@ -309,6 +309,13 @@ impl Sentry {
             if unit.active == "activating" {
                 self.free_stuck_start(&unit, umbrella.as_ref())?;
             }
+            // A backend that does not notice the death of its postmaster keeps the unit in this state for an hour.
+            if unit.active == "deactivating" && !unit.job && since > HELD_UP {
+                let family = process::family(&self.cluster.data_directory, &self.cluster.owner)?;
+                if family.postmaster.is_none() && !family.children.is_empty() {
+                    self.hand_over("P9", "processes of the dead postmaster live on");
+                }
+            }
             return Ok(Next::LookAgain(Duration::from_millis(if since < Duration::from_secs(1) { 20 } else { 200 })));
         }
         self.stuck = None;
@@ -333,6 +340,10 @@ impl Sentry {
                 self.hand_over("start-failed", &format!("{} could not be started", self.cluster.unit));
                 Ok(Next::Wait)
             }
+            End::Clean if self.was_stopped_for_repair() => {
+                self.hand_over("P2", "pg-recover stopped it and did not come to start it again");
+                Ok(Next::Wait)
+            }
             End::Clean => {
                 self.stopped("was stopped", &unit, umbrella.as_ref());
                 Ok(Next::Wait)
@@ -346,6 +357,13 @@ impl Sentry {
                 Ok(Next::Wait)
             }
         }
+    }
+
+    /// A run of pg-recover was ended between a stop and the start that was to follow.
+    fn was_stopped_for_repair(&self) -> bool {
+        let verdict = standing::verdict(&self.name).value;
+        let seen_well_since = shared::evidence::load(&self.name).is_some_and(|e| e.at.is_after(&verdict.at));
+        verdict.stopped_by_us && !seen_well_since
     }
 
     /// A postmaster that dies while pg_ctlcluster waits for it may leave processes behind; systemd then waits for a PID
@@ -460,7 +478,7 @@ impl Sentry {
         };
         // Not at boot, nor again when this program is restarted: only somebody who just stopped it wants to know.
         if self.say_once_as(log::Level::Warn, &message) && self.died.is_some() {
-            terminals::tell(&message);
+            shared::terminals::tell("pg-watchdog", &message);
         }
     }
 
