@@ -14,7 +14,9 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
+use crate::cluster::Cluster;
 use crate::owner::Owner;
+use crate::pidfile::PidFile;
 
 /// Why there is no answer, in the terms of pg_isready: accepting is `Ok`, `Starting` is rejecting, the rest no response.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,6 +114,21 @@ pub struct Target {
     pub database: String,
     pub password: Option<String>,
     pub application_name: &'static str,
+}
+
+impl Target {
+    /// How our own sessions reach a cluster: by its socket, as its owner, in the database of the probes.
+    pub fn of(cluster: &Cluster, running: Option<&PidFile>, database: &str, application_name: &'static str) -> Target {
+        let (directory, port) = cluster.socket(running);
+        Target {
+            address: Address::Socket(directory, port),
+            owner: cluster.owner.clone(),
+            role: cluster.owner.name.clone(),
+            database: database.into(),
+            password: None,
+            application_name,
+        }
+    }
 }
 
 /// One connection.

@@ -320,7 +320,9 @@ facts_on_both_suites! {
         let load = format!("{pgbench} -n -C -c 60 -j 4 -T 45 postgres");
         host.run_as_unit("load", "postgres", &load);
         host.run_as_unit("burn", "root", "for n in $(seq 16); do timeout 45 sh -c 'while :; do :; done' & done; wait");
-        std::thread::sleep(Duration::from_secs(50));
+        for unit in ["load.service", "burn.service"] {
+            host.wait_for_state(unit, "inactive", Duration::from_secs(120));
+        }
         assert_eq!(host.postmaster_pid(), pid);
         let journal = host.journal_of(ME);
         journal.does_not_say("hangs").does_not_say("starting").does_not_say("handed");

@@ -1,4 +1,5 @@
-//! The password of the application's role: from systemd's credentials under the unit, from its file by hand.
+//! What a check may see: the password of the application's role, from systemd's credentials under the unit, from its file
+//! by hand; and the clusters.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
@@ -38,6 +39,20 @@ fn read(path: &Path, forbidden: u32) -> Result<Option<String>> {
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => Ok(None),
         Err(e) => refuse(e.to_string()),
     }
+}
+
+/// Refuses to call a host without clusters healthy for the only reason that this user cannot see them.
+pub fn may_look() -> Result<()> {
+    let (me, root) = (nix::unistd::Uid::effective(), std::path::Path::new("/etc/postgresql"));
+    let is_owner = shared::owner::Owner::named("postgres").is_some_and(|owner| owner.uid == me);
+    if me.is_root() || is_owner || !root.exists() {
+        return Ok(());
+    }
+    Err(Error::with(
+        shared::exit::Code::NoPerm,
+        "cannot look at the clusters of this host: this program runs as another user",
+    )
+    .hint("Run it as root or as postgres."))
 }
 
 #[cfg(test)]

@@ -19,11 +19,9 @@ use std::process::ExitCode;
 
 use shared::args::Args;
 use shared::cluster::Cluster;
-use shared::health::Status;
-use shared::owner::Owner;
-use shared::{Error, Result, exit, log};
+use shared::{Result, exit, log};
 
-use crate::pass::{Outcome, Pass};
+use crate::pass::Pass;
 
 const HELP: &str = "\
 pg-health-check: asks every PostgreSQL cluster of this host whether it is healthy
@@ -53,7 +51,7 @@ fn run() -> Result<u8> {
     let config = args.load_config()?;
     let clusters = Cluster::select(&config, &args.clusters)?;
     if clusters.is_empty() {
-        may_look()?;
+        credential::may_look()?;
     }
     let password = if config.health.application.is_some() { credential::password()? } else { None };
     let host = host::check(&config.health);
@@ -65,29 +63,5 @@ fn run() -> Result<u8> {
     } else {
         print!("{}", report::human(&outcomes));
     }
-    Ok(exit_code(&outcomes))
-}
-
-/// Refuses to call a host without clusters healthy for the only reason that this user cannot see them.
-fn may_look() -> Result<()> {
-    let (me, root) = (nix::unistd::Uid::effective(), std::path::Path::new("/etc/postgresql"));
-    let is_owner = Owner::named("postgres").is_some_and(|owner| owner.uid == me);
-    if me.is_root() || is_owner || !root.exists() {
-        return Ok(());
-    }
-    Err(Error::with(exit::Code::NoPerm, "cannot look at the clusters of this host: this program runs as another user")
-        .hint("Run it as root or as postgres."))
-}
-
-/// The worst of all clusters.
-fn exit_code(outcomes: &[Outcome]) -> u8 {
-    if outcomes.iter().any(|o| o.is_due) {
-        return 10;
-    }
-    match outcomes.iter().map(|o| o.status).max().unwrap_or(Status::Ok) {
-        Status::Ok => 0,
-        Status::Warning => 1,
-        Status::Critical => 2,
-        Status::Unknown => 3,
-    }
+    Ok(report::exit_code(&outcomes))
 }

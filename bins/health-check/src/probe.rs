@@ -75,15 +75,8 @@ pub struct Questions {
 
 impl Questions {
     pub fn of(cluster: &Cluster, running: Option<&PidFile>, config: &Health, password: Option<String>) -> Self {
-        let (directory, port) = cluster.socket(running);
-        let socket = Target {
-            address: Address::Socket(directory, port),
-            owner: cluster.owner.clone(),
-            role: cluster.owner.name.clone(),
-            database: config.database.clone(),
-            password: None,
-            application_name: APPLICATION_NAME,
-        };
+        let (_, port) = cluster.socket(running);
+        let socket = Target::of(cluster, running, &config.database, APPLICATION_NAME);
         let tcp = cluster.tcp_addresses().into_iter();
         let tcp = tcp.map(|host| Target { address: Address::Tcp(host, port), ..socket.clone() }).collect();
         let application = config.application.as_ref().map(|Application { role, database, host }| Target {

@@ -119,6 +119,19 @@ pub fn journal(outcomes: &[Outcome]) {
     }
 }
 
+/// The worst of all clusters.
+pub fn exit_code(outcomes: &[Outcome]) -> u8 {
+    if outcomes.iter().any(|o| o.is_due) {
+        return 10;
+    }
+    match outcomes.iter().map(|o| o.status).max().unwrap_or(Status::Ok) {
+        Status::Ok => 0,
+        Status::Warning => 1,
+        Status::Critical => 2,
+        Status::Unknown => 3,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

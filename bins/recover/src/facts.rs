@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::fcntl::AtFlags;
 use nix::unistd::{AccessFlags, faccessat};
-use shared::client::{self, Address, Refusal, Session, Target};
+use shared::client::{self, Refusal, Session, Target};
 use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::control::{Control, ControlError};
@@ -185,15 +185,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
 /// The target that our own sessions use: the cluster's socket, its owner's role.
 pub fn target(cluster: &Cluster, config: &Config, lock_file: &LockFile) -> Target {
     let running = if let LockFile::Present(file) = lock_file { Some(file) } else { None };
-    let (directory, port) = cluster.socket(running);
-    Target {
-        address: Address::Socket(directory, port),
-        owner: cluster.owner.clone(),
-        role: cluster.owner.name.clone(),
-        database: config.health.database.clone(),
-        password: None,
-        application_name: "pg-recover",
-    }
+    Target::of(cluster, running, &config.health.database, "pg-recover")
 }
 
 /// Is a fresh connection let in and answered?

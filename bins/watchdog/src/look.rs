@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use shared::client::{Address, Refusal, Session, Target};
+use shared::client::{Refusal, Session, Target};
 use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::control::Lsn;
@@ -214,15 +214,7 @@ fn is_startup(title: &str) -> bool {
 
 /// The cluster's own socket, as its owner.
 pub fn target(cluster: &Cluster, config: &Config, running: Option<&PidFile>) -> Target {
-    let (directory, port) = cluster.socket(running);
-    Target {
-        address: Address::Socket(directory, port),
-        owner: cluster.owner.clone(),
-        role: cluster.owner.name.clone(),
-        database: config.health.database.clone(),
-        password: None,
-        application_name: "pg-watchdog",
-    }
+    Target::of(cluster, running, &config.health.database, "pg-watchdog")
 }
 
 #[cfg(test)]
