@@ -48,10 +48,12 @@ fn leaves_it_alone(host: &Host, why: &str) {
     assert!(host.recoveries().is_empty(), "{:?}", host.recoveries());
 }
 
-/// SIGSTOP again and again: a hang that SIGCONT does not cure.
+/// SIGSTOP again and again: a hang that SIGCONT does not cure. At real-time priority, or on a busy machine the postmaster
+/// would have time enough in between to end.
 fn keep_stopped(host: &Host) {
     let pid = host.postmaster_pid();
-    host.run_as_unit("stopper", "root", &format!("while kill -STOP {pid}; do :; done"));
+    let stop = format!("select undef, undef, undef, 0.0002 while kill STOP => {pid}");
+    host.run_as_unit("stopper", "root", &format!("exec chrt --fifo 50 perl -e '{stop}'"));
     host.wait_until("it is stopped", SOON, || host.state_of_process(pid) == Some('T'));
 }
 

@@ -5,8 +5,10 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use shared::state;
-use shared::{Error, Result};
+use shared::cluster::Cluster;
+use shared::exit::Code;
+use shared::owner::Owner;
+use shared::{Error, Result, state};
 
 const NAME: &str = "application-password";
 const FILE: &str = "/etc/pg-recovery/credentials/application-password";
@@ -41,18 +43,19 @@ fn read(path: &Path, forbidden: u32) -> Result<Option<String>> {
     }
 }
 
-/// Refuses to call a host without clusters healthy for the only reason that this user cannot see them.
-pub fn may_look() -> Result<()> {
-    let (me, root) = (nix::unistd::Uid::effective(), std::path::Path::new("/etc/postgresql"));
-    let is_owner = shared::owner::Owner::named("postgres").is_some_and(|owner| owner.uid == me);
-    if me.is_root() || is_owner || !root.exists() {
+/// Refuses when this user may look at none of the clusters, or cannot see whether there are any.
+pub fn may_look(clusters: &[Cluster]) -> Result<()> {
+    let (me, root) = (nix::unistd::Uid::effective(), Path::new("/etc/postgresql"));
+    let is_owner = if clusters.is_empty() {
+        !root.exists() || Owner::named("postgres").is_some_and(|owner| owner.uid == me)
+    } else {
+        clusters.iter().any(|cluster| cluster.owner.uid == me)
+    };
+    if me.is_root() || is_owner {
         return Ok(());
     }
-    Err(Error::with(
-        shared::exit::Code::NoPerm,
-        "cannot look at the clusters of this host: this program runs as another user",
-    )
-    .hint("Run it as root or as postgres."))
+    Err(Error::with(Code::NoPerm, "cannot look at the clusters of this host: this program runs as another user")
+        .hint("Run it as root or as postgres."))
 }
 
 #[cfg(test)]

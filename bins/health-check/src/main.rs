@@ -50,9 +50,7 @@ fn run() -> Result<u8> {
     args.no_words()?;
     let config = args.load_config()?;
     let clusters = Cluster::select(&config, &args.clusters)?;
-    if clusters.is_empty() {
-        credential::may_look()?;
-    }
+    credential::may_look(&clusters)?;
     let password = if config.health.application.is_some() { credential::password()? } else { None };
     let host = host::check(&config.health);
     let outcomes = pass::run(clusters, Pass { config, host, password, counts: args.has("count") });

@@ -109,6 +109,10 @@ impl Outcome {
 impl Pass {
     fn one(&self, cluster: &Cluster) -> Outcome {
         let (name, now) = (cluster.name(), Stamp::now());
+        if let Err(why) = cluster.owner.act(|| ()) {
+            let finding = Finding::unknown("process", why.message);
+            return Outcome::of(name, vec![finding], &self.config, 0);
+        }
         let mut state = health::state(&name);
         let disks = look_at_disks(cluster);
         let facts = Facts::look(cluster);
