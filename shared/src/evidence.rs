@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Stamp;
-use crate::control::Lsn;
+use crate::control::{Control, Lsn};
 use crate::state::{self, State};
 
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -37,6 +37,13 @@ pub struct Evidence {
 
 pub fn directory(cluster: &str) -> PathBuf {
     Path::new(state::DIRECTORY).join("evidence").join(crate::cluster::file_name(cluster))
+}
+
+/// The copies of pg_control that are sound, the newest first, with their bytes.
+pub fn controls(cluster: &str) -> Vec<(Control, Vec<u8>)> {
+    let read = |name| state::read(&directory(cluster).join(name), 8192).ok();
+    let copies = ["pg_control", "pg_control.1"].into_iter().filter_map(read);
+    copies.filter_map(|bytes| Some((Control::parse(&bytes).ok()?, bytes))).collect()
 }
 
 fn volatile(cluster: &str) -> PathBuf {

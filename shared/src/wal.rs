@@ -2,8 +2,8 @@
 //!
 //! PostgreSQL cannot tell the end of WAL from a missing tail: with the newest segment gone it starts normally, and the
 //! commits in it are lost without a word. So before a start after a crash the records are read here, in the order and
-//! with the checks of src/backend/access/transam/xlogreader.c: page addresses, record lengths, CRC-32C of each record
-//! (access/xlogrecord.h, access/xlog_internal.h). Nothing is written.
+//! with the checks of src/backend/access/transam/xlogreader.c: system identifier of each segment, page addresses, record
+//! lengths, CRC-32C of each record (access/xlogrecord.h, access/xlog_internal.h). Nothing is written.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -28,6 +28,7 @@ const XLOG_SWITCH: u8 = 0x40; // catalog/pg_control.h, with resource manager RM_
 
 struct Reader<'a> {
     pg_wal: &'a Path,
+    system_identifier: u64,
     timeline: u32,
     segment_size: u64,
     page_size: u64,
@@ -42,6 +43,7 @@ struct Reader<'a> {
 pub fn check(pg_wal: &Path, control: &Control, end: Lsn) -> Result<(), Broken> {
     let mut reader = Reader {
         pg_wal,
+        system_identifier: control.system_identifier,
         timeline: control.timeline,
         segment_size: u64::from(control.wal_segment_size),
         page_size: u64::from(control.wal_block_size),
@@ -151,6 +153,13 @@ impl Reader<'_> {
                 .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
                 .open(self.pg_wal.join(&name))
                 .map_err(|e| format!("could not open WAL segment {name}: {e}"))?;
+            // xlp_sysid of XLogLongPageHeaderData.
+            let mut identifier = [0u8; 8];
+            file.read_exact_at(&mut identifier, SHORT_PAGE_HEADER)
+                .map_err(|e| format!("could not read WAL segment {name}: {e}"))?;
+            if u64_at(&identifier, 0) != self.system_identifier {
+                return Err(format!("WAL segment {name} is of another cluster"));
+            }
             self.segment = Some((number, file));
         }
         let Some((_, file)) = &self.segment else { unreachable!() };
@@ -206,6 +215,9 @@ mod tests {
                     let mut header = vec![0u8; if at.is_multiple_of(SEGMENT) { 40 } else { 24 }];
                     header[0..2].copy_from_slice(&0xD110u16.to_le_bytes());
                     header[8..16].copy_from_slice(&at.to_le_bytes());
+                    if let Some(identifier) = header.get_mut(24..32) {
+                        identifier.copy_from_slice(&control().system_identifier.to_le_bytes());
+                    }
                     if left_of_record > 0 && left_of_record < usize::MAX {
                         header[2..4].copy_from_slice(&FIRST_IS_CONTRECORD.to_le_bytes());
                         header[16..20].copy_from_slice(&(left_of_record as u32).to_le_bytes());
@@ -294,6 +306,14 @@ mod tests {
         for (name, bytes) in [("zeroed", zeroed), ("flipped", flipped), ("recycled", recycled)] {
             assert!(check(&written(name, &bytes), &control(), end).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn wal_of_another_cluster_is_noticed() {
+        let (bytes, ends) = wal(&payloads());
+        let other = Control { system_identifier: 5, ..control() };
+        let broken = check(&written("other", &bytes), &other, Lsn(ends[0])).unwrap_err();
+        assert!(broken.why.contains("of another cluster"), "{}", broken.why);
     }
 
     #[test]

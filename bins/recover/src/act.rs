@@ -19,6 +19,7 @@ use shared::process::{self, Pidfd, Process};
 use shared::standing::Standing;
 use shared::{Error, Result, command, point, prestart, standing, state, unit};
 
+use crate::control_file;
 use crate::facts::{self, Facts, Memory};
 use crate::plan::Step;
 use crate::server_log;
@@ -47,6 +48,7 @@ impl Actor<'_> {
             Step::SetLockFileAside => self.set_lock_file_aside(),
             Step::PutLockFileBack => self.put_lock_file_back(facts),
             Step::CreateSocketDirectory => self.create_socket_directory(),
+            Step::RestoreControlFile => self.restore_control_file(facts),
             Step::RestoreMode => self.restore_mode(),
             Step::RestoreConfiguration { restore, set_aside } => self.restore_configuration(restore, set_aside),
             Step::Start => self.start(memory),
@@ -226,6 +228,16 @@ impl Actor<'_> {
             return Err(Error::failed("the postmaster ended while its lock file was put back"));
         }
         Ok(format!("byte for byte the file of PID {}", postmaster.pid))
+    }
+
+    fn restore_control_file(&self, facts: &Facts) -> Result<String> {
+        let postmaster = facts.family.postmaster.as_ref();
+        let cluster = self.cluster;
+        if postmaster.is_none() && !process::family(&cluster.data_directory, &cluster.owner)?.is_empty() {
+            return Err(Error::failed("processes of the cluster run meanwhile"));
+        }
+        let folder = evidence::directory(&cluster.name()).join(self.id);
+        control_file::put_back(cluster, facts::recorded(cluster).as_ref(), postmaster, &folder)
     }
 
     fn create_socket_directory(&self) -> Result<String> {

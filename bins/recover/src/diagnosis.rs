@@ -3,7 +3,7 @@
 use serde::Serialize;
 use shared::client::Refusal;
 use shared::config::{Config, OnCleanStop};
-use shared::control::DbState;
+use shared::control::{ControlError, DbState};
 use shared::pidfile::LockFile;
 use shared::process::Identity;
 use shared::standing::Standing;
@@ -40,6 +40,8 @@ pub enum Fault {
     Orphans,
     /// P11
     SocketDirectory,
+    /// S9: pg_control is missing or damaged, and there is a copy that WAL proves to be good enough.
+    ControlFile,
     /// S7: owner or mode of the data directory.
     Mode,
     /// C1, C2, C3: the configuration does not let it start.
@@ -62,6 +64,7 @@ impl Fault {
             Fault::LockFileGone => "P8",
             Fault::Orphans => "P9",
             Fault::SocketDirectory => "P11",
+            Fault::ControlFile => "S9",
             Fault::Mode => "S7",
             Fault::Configuration(class) | Fault::NotOurs(class) => class,
             Fault::Unknown => "unknown",
@@ -90,7 +93,8 @@ impl Fault {
             Fault::NotOurs("L1") => "all connection slots are in use",
             Fault::NotOurs("S2") => "there is no room for WAL",
             Fault::NotOurs("S6") => "the data directory is missing or another one; its volume may not be mounted",
-            Fault::NotOurs("S9") => "pg_control is missing or damaged",
+            Fault::NotOurs("S9") => "pg_control is missing or damaged, and there is no copy to put back",
+            Fault::ControlFile => "pg_control is missing or damaged",
             Fault::NotOurs("S11") => "WAL that was flushed is missing; a start would lose commits",
             Fault::NotOurs("P10") => "its port is taken",
             Fault::NotOurs("P12") => "its socket file is gone while it runs",
@@ -154,7 +158,20 @@ fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
             evidence.push("postmaster.pid is missing".into());
             Fault::LockFileGone
         }
-        Ok(()) => Fault::Well,
+        Ok(()) => match (&facts.control, &facts.control_copy) {
+            (Err(why @ (ControlError::Missing | ControlError::Corrupt(_))), copy) => {
+                evidence.push(why.to_string());
+                // Its next checkpoint would end the server.
+                copy.as_ref().map_or_else(
+                    |why| {
+                        evidence.push(why.clone());
+                        Fault::NotOurs("S9")
+                    },
+                    |()| Fault::ControlFile,
+                )
+            }
+            _ => Fault::Well,
+        },
         Err(Refusal::Starting(_)) if facts.moves || facts.stopped_by_us => {
             evidence.push("its startup process moves".into());
             Fault::Moving
@@ -214,7 +231,19 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
     if facts.obstacles.iter().any(|o| o.fault != "P9") {
         evidence.extend(facts.obstacles.iter().map(|o| o.message.clone()));
         let worst = obstacles.find(|o| o.fault != "P9").map_or("unknown", |o| o.fault);
-        return if worst == "S7" { Fault::Mode } else { Fault::NotOurs(worst) };
+        return match (worst, &facts.control_copy) {
+            ("S7", _) => Fault::Mode,
+            // Without pg_control it cannot be told whether it was stopped cleanly; what the unit says has to do.
+            ("S9", Ok(())) if facts.unit.active == "inactive" && !facts.asked_by_checks && !facts.stopped_by_us => {
+                Fault::StoppedOnPurpose
+            }
+            ("S9", Ok(())) => Fault::ControlFile,
+            ("S9", Err(why)) => {
+                evidence.push(why.clone());
+                Fault::NotOurs("S9")
+            }
+            _ => Fault::NotOurs(worst),
+        };
     }
     if !facts.obstacles.is_empty() {
         evidence.extend(facts.obstacles.iter().map(|o| o.message.clone()));

@@ -19,7 +19,7 @@ use shared::standing::{self, Standing};
 use shared::unit::UnitState;
 use shared::{Result, command, health};
 
-use crate::server_log;
+use crate::{control_file, server_log};
 
 /// Settings that are not put back to what they were: where the data is, and what makes a commit durable. A person who
 /// changed one of them had a reason, and the old value might lose commits.
@@ -58,6 +58,8 @@ pub struct Facts {
     /// The saved copy of the lock file belongs to the postmaster that runs now.
     pub saved_lock_file: bool,
     pub control: Result<Control, ControlError>,
+    /// pg_control is gone or damaged: is there a copy that may take its place, and if not, why?
+    pub control_copy: Result<(), String>,
     pub connection: Result<(), Refusal>,
     /// Does the process that has to move (startup process, postmaster) move? Only looked at when nobody is let in.
     pub moves: bool,
@@ -117,6 +119,12 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         _ => None,
     };
     let control = cluster.owner.act(|| Control::read(&cluster.data_directory))?.map(|(control, _)| control);
+    let control_copy = match &control {
+        Err(ControlError::Missing | ControlError::Corrupt(_)) => {
+            control_file::usable(cluster, evidence.as_ref(), family.postmaster.as_ref()).map(drop)
+        }
+        _ => Err("it is not needed".into()),
+    };
     let stopped = family.postmaster.as_ref().is_some_and(|p| p.is_stopped());
     // A stopped process answers nobody; half a second is enough to be sure of it.
     let patience = if stopped { Duration::from_millis(500) } else { Duration::from_secs(2) };
@@ -175,6 +183,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         lock_file,
         lock_owner,
         control,
+        control_copy,
         connection,
         moves,
         obstacles,

@@ -1,6 +1,7 @@
 //! recover: finds out what is wrong with a cluster, and repairs it by the gentlest means that works.
 
 mod act;
+mod control_file;
 mod diagnosis;
 mod facts;
 mod operator;

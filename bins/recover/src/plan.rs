@@ -35,6 +35,8 @@ pub enum Step {
     /// Put the byte-exact copy of postmaster.pid back.
     PutLockFileBack,
     CreateSocketDirectory,
+    /// The newest copy of pg_control from which on WAL is complete.
+    RestoreControlFile,
     /// Owner and mode of the data directory, as recorded.
     RestoreMode,
     /// These files as they were when the server last ran with them; new files that are wrong are set aside.
@@ -56,6 +58,7 @@ impl Step {
             Step::SetLockFileAside => "set-lock-file-aside",
             Step::PutLockFileBack => "put-lock-file-back",
             Step::CreateSocketDirectory => "create-socket-directory",
+            Step::RestoreControlFile => "restore-control-file",
             Step::RestoreMode => "restore-mode",
             Step::RestoreConfiguration { .. } => "restore-configuration",
             Step::Start => "start",
@@ -139,6 +142,14 @@ fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
         Fault::SocketDirectory => {
             vec![(Step::CreateSocketDirectory, "systemd-tmpfiles makes it as the package describes it"), start]
         }
+        Fault::ControlFile => {
+            let (why, running) = if facts.family.postmaster.is_some() {
+                ("before the next checkpoint misses it; the server then writes it anew from memory", true)
+            } else {
+                ("crash recovery begins at its checkpoint, and WAL is complete from there on", false)
+            };
+            Some((Step::RestoreControlFile, why)).into_iter().chain(Some(start).filter(|_| !running)).collect()
+        }
         Fault::Mode => vec![(Step::RestoreMode, "exactly this folder, to what was recorded while it ran"), start],
         Fault::Configuration(class) => restore(facts, class).map_or_else(Vec::new, |step| {
             vec![(step, "the configuration that it last ran with; the new one is kept beside"), start]
@@ -178,7 +189,7 @@ fn restore(facts: &Facts, class: &str) -> Option<Step> {
 mod tests {
     use shared::client::Refusal;
     use shared::config::Config;
-    use shared::control::{Control, DbState};
+    use shared::control::{Control, ControlError, DbState};
     use shared::pidfile::{LockFile, PidFile};
     use shared::prestart::Obstacle;
     use shared::process::{Family, Identity, Process};
@@ -222,6 +233,7 @@ mod tests {
             lock_owner: None,
             saved_lock_file: false,
             control: Ok(control(DbState::InProduction)),
+            control_copy: Err("it is not needed".into()),
             connection: Err(Refusal::NoSocket),
             moves: false,
             held: None,
@@ -289,6 +301,7 @@ mod tests {
             obstacles: obstacle("P9"),
             ..killed()
         };
+        let lost = |facts| Facts { control: Err(ControlError::Missing), control_copy: Ok(()), ..facts };
         let sockets = Facts { socket_directory: Err("x".into()), ..killed() };
         let cases: Vec<(Facts, &str, &[&str])> = vec![
             (killed(), "P1", &["start"]),
@@ -301,6 +314,8 @@ mod tests {
             (orphans, "P9", &["end-orphans", "start"]),
             (sockets, "P11", &["create-socket-directory", "start"]),
             (Facts { obstacles: obstacle("S7"), ..killed() }, "S7", &["restore-mode", "start"]),
+            (lost(well()), "S9", &["restore-control-file"]),
+            (lost(Facts { obstacles: obstacle("S9"), ..killed() }), "S9", &["restore-control-file", "start"]),
         ];
         for (facts, class, steps) in cases {
             assert_eq!(decide(&facts, &[]), (class, steps.to_vec()));
@@ -331,6 +346,8 @@ mod tests {
             (slots, "L1"),
             (ending, "H2"),
             (Facts { obstacles: obstacle("S11"), ..killed() }, "S11"),
+            (Facts { obstacles: obstacle("S9"), ..killed() }, "S9"),
+            (Facts { control: Err(ControlError::Missing), ..well() }, "S9"),
             (Facts { obstacles: obstacle("S6"), ..killed() }, "S6"),
             (Facts { lock_owner: Some(Identity::Unclear), ..killed() }, "P7"),
             (Facts { standing: Standing::Left("is paused".into()), ..killed() }, "O1"),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use shared::client::Session;
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
-use shared::control::{self, Control, Lsn};
+use shared::control::{self, Control, ControlError, Lsn};
 use shared::evidence::{self, Evidence};
 use shared::pidfile::{self, PidFile};
 use shared::state::{self, State};
@@ -34,6 +34,8 @@ pub struct Keeper {
     state: State<Evidence>,
     control: Option<Control>,
     control_changed: Option<(i64, i64)>,
+    /// Looks in a row that found no sound pg_control, and what they found instead.
+    control_lost: (u32, String),
     lock_file: Vec<u8>,
     /// On the disk, and when.
     saved: Option<(Lsn, Instant)>,
@@ -60,6 +62,7 @@ impl Keeper {
             state: evidence::state(name),
             control: None,
             control_changed: None,
+            control_lost: (0, String::new()),
             lock_file: Vec::new(),
             saved: None,
             volatile: Lsn::default(),
@@ -80,6 +83,7 @@ impl Keeper {
     pub fn begin(&mut self) {
         self.control = None;
         self.control_changed = None;
+        self.control_lost.0 = 0;
         self.lock_file.clear();
         self.saved = None;
         self.volatile = Lsn::default();
@@ -131,14 +135,23 @@ impl Keeper {
         }
     }
 
+    /// Why the running server has no pg_control to write its next checkpoint into (S9); seen twice.
+    pub fn control_lost(&self) -> Option<&str> {
+        (self.control_lost.0 >= 2).then_some(self.control_lost.1.as_str())
+    }
+
     /// Copies pg_control when it has changed; true when a checkpoint was completed.
     fn keep_control(&mut self, cluster: &Cluster) -> bool {
         let path = cluster.data_directory.join(control::NAME);
         let read = cluster.owner.act(|| {
-            let meta = std::fs::metadata(&path).ok()?;
-            let changed = (meta.mtime(), meta.mtime_nsec());
+            let changed = std::fs::metadata(&path).map_or((0, 0), |meta| (meta.mtime(), meta.mtime_nsec()));
             (self.control_changed != Some(changed)).then(|| (changed, Control::read(&cluster.data_directory)))
         });
+        if let Ok(Some((_, Err(why @ (ControlError::Missing | ControlError::Corrupt(_)))))) = &read {
+            self.control_lost = (self.control_lost.0 + 1, why.to_string());
+        } else {
+            self.control_lost.0 = 0;
+        }
         let Ok(Some((changed, Ok((control, bytes))))) = read else { return false };
         self.control_changed = Some(changed);
         if self.control.as_ref() == Some(&control) {

@@ -236,6 +236,9 @@ impl Sentry {
                 if let Some(beat) = look.beat {
                     self.keeper.keep(&self.cluster, look.lock_file.as_ref(), beat);
                 }
+                if let Some(why) = self.keeper.control_lost().map(String::from) {
+                    self.hand_over("S9", &format!("its server runs, and {why}"));
+                }
                 if let Some(session) = &look.session {
                     self.keeper.keep_good(&self.cluster, session, self.config.watchdog.answer_timeout).await;
                 }
