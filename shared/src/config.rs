@@ -259,16 +259,21 @@ impl Config {
 
     fn parse(files: &[(PathBuf, String)]) -> Result<Self> {
         let mut merged = toml::Table::new();
+        let mut each: Vec<(&PathBuf, Config)> = Vec::new();
         for (path, text) in files {
             let alone: Config = toml::from_str(text).map_err(|e| refuse(path, text, &e))?;
             let table: toml::Table = toml::from_str(text).map_err(|e| refuse(path, text, &e))?;
             merge(&mut merged, table);
-            alone.check(&format!("{}: ", path.display()))?;
+            each.push((path, alone));
         }
         let config: Config = merged
             .try_into()
             .map_err(|e: toml::de::Error| Error::config(format!("cannot use the configuration: {}", e.message())))?;
-        config.check("")?;
+        // What counts is the whole; a file that is wrong by itself is named.
+        config.check("").or_else(|whole| {
+            each.iter().try_for_each(|(path, alone)| alone.check(&format!("{}: ", path.display())))?;
+            Err(whole)
+        })?;
         Ok(config)
     }
 

@@ -66,6 +66,8 @@ pub struct Health {
     pub score: u8,
     /// Passes in a row in which the cluster did not serve.
     pub failures: u32,
+    /// The last of them found it stopped cleanly.
+    pub stopped: bool,
     pub checks: Vec<Check>,
     /// The oldest first.
     pub history: Vec<Sample>,

@@ -80,7 +80,8 @@ pub fn of(cluster: &Cluster, config: &Config, unit: &UnitState, umbrella: Option
     if let Some(why) = not_meant(cluster.start, unit, umbrella) {
         return Standing::Left(why);
     }
-    if verdict(&cluster.name()).value.manual {
+    let verdict = verdict(&cluster.name()).value;
+    if verdict.manual {
         return Standing::Left(format!(
             "was handed over: manual intervention required; pg-recover reset --cluster {} ends this",
             cluster.name()
@@ -89,7 +90,10 @@ pub fn of(cluster: &Cluster, config: &Config, unit: &UnitState, umbrella: Option
     if unit::is_stopping() {
         return Standing::Left("is on a host that is shutting down".into());
     }
-    if let Some(why) = package_manager_runs() {
+    // What was stopped to be repaired is started again all the same: apt waits for that when it removes this package.
+    if !verdict.stopped_by_us
+        && let Some(why) = package_manager_runs()
+    {
         return Standing::Left(why);
     }
     if let Some(manager) = manager(cluster) {

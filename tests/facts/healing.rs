@@ -117,6 +117,28 @@ facts_on_both_suites! {
         ledger.stop_and_check().assert_nothing_lost();
     }
 
+    fn a_pg_control_lost_under_a_running_server_is_put_back_before_its_next_checkpoint(host: Host) {
+        let ledger = ledger_of(&host);
+        let postmaster = host.postmaster_pid();
+        faults::s9_pg_control_missing::inject_while_it_runs(&host);
+        healed(&host, ledger, "S9", SOON);
+        host.psql("CHECKPOINT");
+        assert_eq!(host.postmaster_pid(), postmaster);
+    }
+
+    fn a_pg_control_lost_with_the_power_is_put_back_and_nothing_is_lost(host: Host) {
+        let ledger = ledger_of(&host);
+        faults::s9_pg_control_missing::inject(&host);
+        healed(&host, ledger, "S9", SOON);
+    }
+
+    fn a_damaged_pg_control_is_put_back_and_kept(host: Host) {
+        let ledger = ledger_of(&host);
+        faults::s9_pg_control_missing::inject_damage(&host);
+        healed(&host, ledger, "S9", SOON);
+        host.sh(&format!("test -s /var/lib/pg-recovery/evidence/{}-main/*/pg_control.damaged", host.version()));
+    }
+
     fn a_wrong_mode_of_the_data_directory_is_put_right(host: Host) {
         let ledger = ledger_of(&host);
         let mode = host.file(&host.data_directory()).mode();

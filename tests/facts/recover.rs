@@ -14,6 +14,12 @@ fn alone(host: &Host) {
     host.sh("systemctl stop pg-watchdog.service pg-health-check.timer pg-health-check.service");
 }
 
+/// A moment after everything that was recorded on this host.
+fn later(host: &Host) -> serde_json::Value {
+    let boot_id = host.sh("cat /proc/sys/kernel/random/boot_id");
+    serde_json::json!({"wall": 4e9, "boot": 4e9, "boot_id": boot_id.trim()})
+}
+
 /// The checks have found it down three times.
 fn asked_by_checks(host: &Host) {
     let name = format!("/var/lib/pg-recovery/health/{}-main.json", host.version());
@@ -23,6 +29,7 @@ fn asked_by_checks(host: &Host) {
         serde_json::json!({"version": 1, "serial": 1})
     };
     state["failures"] = 3.into();
+    state["at"] = later(host);
     host.file(&name).write(state.to_string());
     host.sh(&format!("chown postgres: {name}"));
 }
@@ -184,6 +191,11 @@ facts_on_both_suites! {
         let locker = host.run_as_unit("locker", "root", "exec perl /locker.pl");
         host.wait_until("the lock is held", SOON, || host.run(&format!("grep -q 'POSIX.* {locker} ' /proc/locks")).success());
         leaves_it_alone(&host, "while the package manager runs");
+        // apt waits for a recovery when it removes this package: what that recovery has stopped it must start again.
+        let state = serde_json::json!({"version": 1, "serial": 1, "stopped_by_us": true, "at": later(&host)});
+        host.file(&format!("/var/lib/pg-recovery/recover/{}-main.json", host.version())).write(state.to_string());
+        assert_eq!(recover(&host), 0);
+        assert!(host.is_accepting());
     }
 
     fn a_standby_is_started_again_and_stays_a_standby(host: Host) {
@@ -278,6 +290,21 @@ facts_on_both_suites! {
         assert_eq!(recover(&host), 69);
         host.journal_of("pg-recover").says("manual intervention required");
         assert_eq!(conf.read(), bad);
+    }
+
+    fn a_pg_control_is_not_put_back_without_the_wal_for_it(host: Host) {
+        alone(&host);
+        let segment = host.psql("SELECT pg_walfile_name(redo_lsn) FROM pg_control_checkpoint()");
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        let (control, wal) = ("global/pg_control", format!("pg_wal/{segment}"));
+        host.sh(&format!("cd {} && mv {control} /control.kept && mv {wal} /wal.kept", host.data_directory()));
+        assert_eq!(recover(&host), 69);
+        host.journal_of("pg-recover").says("WAL for the copy is not readable").does_not_say("step 1");
+        assert!(!host.file(&format!("{}/{control}", host.data_directory())).exists());
+        host.sh(&format!("cd {} && mv /wal.kept {wal}", host.data_directory()));
+        assert_eq!(recover(&host), 0);
+        assert!(host.is_accepting());
     }
 
     fn a_volume_that_is_not_mounted_is_not_started_upon(host: Host) {

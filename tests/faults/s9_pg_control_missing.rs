@@ -1,11 +1,29 @@
-//! S9: pg_control is lost together with the power.
+//! S9: pg_control is lost, with the power or under a running server, or damaged.
 
 use crate::Host;
 
+fn path(host: &Host) -> String {
+    format!("{}/global/pg_control", host.data_directory())
+}
+
 /// Cuts the power, removes the file from the bare disk, and boots.
 pub fn inject(host: &Host) {
-    let path = format!("{}/global/pg_control", host.data_directory());
     host.cut_power();
-    host.file(&path).remove();
+    host.file(&path(host)).remove();
     host.boot_again();
+}
+
+/// Removes the file of a running server, which goes on until its next checkpoint.
+pub fn inject_while_it_runs(host: &Host) {
+    host.file(&path(host)).remove();
+}
+
+/// Flips a bit, as a bad disk does, of a server that was killed.
+pub fn inject_damage(host: &Host) {
+    let file = path(host);
+    let flip = format!(
+        "perl -e 'open F, \"+<\", \"{file}\" or die; seek F, 40, 0; read F, $b, 1; seek F, 40, 0; print F chr(ord($b) ^ 4)'"
+    );
+    // In one go, before anybody starts it again.
+    host.sh(&format!("{flip}; kill -KILL {}", host.postmaster_pid()));
 }

@@ -69,13 +69,16 @@ pub fn hold(cluster: &Cluster, config: &Config, facts: &Facts, progress: Option<
     }
 }
 
-/// Enters the pass; true when a recovery is due, at the `max`th failure in a row and each further one.
-pub fn enter(health: &mut Health, count: &Count, max: u32) -> bool {
+/// Enters the pass; true when a recovery is due, at the `max`th failure in a row and each further one. A server that was
+/// ill before somebody stopped it gets the full time in which that stop can be explained.
+pub fn enter(health: &mut Health, count: &Count, stopped: bool, max: u32) -> bool {
     match count {
         Count::Reset => health.failures = 0,
+        Count::Add if stopped && !health.stopped => health.failures = 1,
         Count::Add => health.failures = health.failures.saturating_add(1),
         Count::Hold(_) => {}
     }
+    health.stopped = stopped && *count == Count::Add;
     *count == Count::Add && health.failures >= max
 }
 
@@ -127,9 +130,16 @@ mod tests {
     fn the_third_failure_in_a_row_is_due_and_so_is_each_further_one() {
         let mut health = Health::default();
         let hold = Count::Hold(String::new());
-        let mut enter = |count: &Count| enter(&mut health, count, 3);
+        let mut enter = |count: &Count| enter(&mut health, count, false, 3);
         let due: Vec<bool> = [&Count::Add, &hold, &Count::Add, &Count::Add, &hold, &Count::Add].map(&mut enter).into();
         assert_eq!(due, [false, false, false, true, false, true]);
         assert!(!enter(&Count::Reset) && !enter(&Count::Add), "it begins again");
+    }
+
+    #[test]
+    fn a_clean_stop_of_an_ill_server_begins_a_count_of_its_own() {
+        let mut health = Health { failures: 7, ..Health::default() };
+        assert!(!enter(&mut health, &Count::Add, true, 3) && !enter(&mut health, &Count::Add, true, 3));
+        assert!(enter(&mut health, &Count::Add, true, 3));
     }
 }

@@ -133,7 +133,7 @@ impl Pass {
             let hold = || count::hold(cluster, &self.config, &facts, progress.as_ref());
             let count = count::decide(&outcome.findings, outcome.status, hold);
             let health = &mut state.value;
-            outcome.is_due = count::enter(health, &count, outcome.max_failures);
+            outcome.is_due = count::enter(health, &count, facts.stopped_cleanly(), outcome.max_failures);
             outcome.failures = health.failures;
             health.status = outcome.status;
             health.score = outcome.score;

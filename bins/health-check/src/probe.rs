@@ -307,6 +307,10 @@ fn judge_socket(connect: &Result<Duration, Refusal>, has_socket: bool, config: &
         Err(Refusal::Server(code, text)) if code == "3D000" || code == "55000" => {
             Finding::unknown(name, format!("{text}: correct health.database"))
         }
+        // It answers, and others may be let in; pg_hba.conf itself is judged by the check of the configuration.
+        Err(Refusal::NotAllowed(text)) => {
+            Finding::unknown(name, format!("{text}: pg_hba.conf must let the owner of the cluster in on its socket"))
+        }
         Err(silence) if silence.is_silence() => {
             let message = format!("no new connection within {}s: {silence}", config.connect_timeout.as_secs_f64());
             Finding::critical(name, message)
@@ -436,13 +440,13 @@ mod tests {
             Refusal::Refused,
             Refusal::Starting("FATAL".into()),
             Refusal::OutOfSlots("FATAL".into()),
-            Refusal::NotAllowed("FATAL".into()),
         ] {
             let finding = judge_socket(&Err(refusal.clone()), true, &config);
             assert!(finding.escalates, "{refusal:?}");
         }
         let no_database = Err(Refusal::Server("3D000".into(), "FATAL: database \"x\" does not exist".into()));
         assert_eq!(judge_socket(&no_database, true, &config).check.status, Status::Unknown);
+        assert_eq!(judge_socket(&Err(Refusal::NotAllowed("no".into())), true, &config).check.status, Status::Unknown);
         assert_eq!(judge_socket(&Err(Refusal::NoSocket), false, &config).check.status, Status::Unknown);
     }
 

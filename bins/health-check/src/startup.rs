@@ -77,7 +77,8 @@ fn judge(before: Option<&Startup>, after: Option<&Startup>, last: &Startup) -> (
     let title = now.title.trim_start_matches("postgres: ");
     let progress = if replaced >= LOOP {
         Progress::Stands(format!("its recovery was begun again {replaced} times and never ended"))
-    } else if moves {
+    } else if moves || title.contains("startup waiting for") {
+        // A standby that waits for WAL of its primary before it is consistent does nothing, and is well.
         Progress::Moves(format!("is starting or in crash recovery that moves ({title})"))
     } else {
         Progress::Stands(format!("its startup process stands still ({title})"))

@@ -83,7 +83,7 @@ impl Actor<'_> {
     fn resume(&self, facts: &Facts) -> Result<String> {
         let stopped: Vec<&Process> = facts.family.all().filter(|p| p.is_stopped()).collect();
         for process in &stopped {
-            signal(process, Signal::SIGCONT)?;
+            send_to(process, Signal::SIGCONT)?;
         }
         let deadline = Instant::now() + Duration::from_secs(3);
         let mut answer = self.connect(Duration::from_millis(500));
@@ -392,12 +392,7 @@ fn beside(path: &Path, id: &str) -> PathBuf {
     name.into()
 }
 
-fn signal(process: &Process, how: Signal) -> Result<()> {
-    let pidfd = Pidfd::open(process).ok_or_else(|| Error::failed(format!("PID {} is gone", process.pid)))?;
-    send(&pidfd, process, how)
-}
-
-/// As `signal`; a process that has ended by itself meanwhile is fine.
+/// A process that has ended by itself meanwhile is fine.
 fn send_to(process: &Process, how: Signal) -> Result<()> {
     match Pidfd::open(process).map(|pidfd| pidfd.send(how)) {
         None | Some(Ok(()) | Err(nix::Error::ESRCH)) => Ok(()),

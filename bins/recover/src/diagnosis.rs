@@ -228,13 +228,16 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
         return Fault::LeftAlone("has a server that runs elsewhere than its configuration says".into());
     }
     let mut obstacles = facts.obstacles.iter();
-    if facts.obstacles.iter().any(|o| o.fault != "P9") {
+    let has_orphans = facts.obstacles.iter().any(|o| o.fault == "P9");
+    // pg_control is put back only when nothing of the old server is left.
+    let later = |fault: &str| fault == "P9" || (fault == "S9" && has_orphans && facts.control_copy.is_ok());
+    if facts.obstacles.iter().any(|o| !later(o.fault)) {
         evidence.extend(facts.obstacles.iter().map(|o| o.message.clone()));
-        let worst = obstacles.find(|o| o.fault != "P9").map_or("unknown", |o| o.fault);
+        let worst = obstacles.find(|o| !later(o.fault)).map_or("unknown", |o| o.fault);
         return match (worst, &facts.control_copy) {
             ("S7", _) => Fault::Mode,
             // Without pg_control it cannot be told whether it was stopped cleanly; what the unit says has to do.
-            ("S9", Ok(())) if facts.unit.active == "inactive" && !facts.asked_by_checks && !facts.stopped_by_us => {
+            ("S9", Ok(())) if ended_by_itself(facts) && !facts.asked_by_checks && !facts.stopped_by_us => {
                 Fault::StoppedOnPurpose
             }
             ("S9", Ok(())) => Fault::ControlFile,
@@ -321,6 +324,10 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
         return Fault::Configuration("C3");
     }
     if clean && !facts.stopped_by_us { Fault::Down } else { Fault::Killed }
+}
+
+fn ended_by_itself(facts: &Facts) -> bool {
+    facts.unit.active == "inactive" || (facts.unit.exit_kind == 1 && facts.unit.exit_status == 0)
 }
 
 fn process_lives(pid: i32) -> bool {

@@ -170,7 +170,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
     Ok(Facts {
         saved_lock_file: saved_lock_file(cluster, &family),
         held,
-        asked_by_checks: health::state(&cluster.name()).value.failures >= config.health.max_failures,
+        asked_by_checks: asked_by_checks(cluster, config, evidence.as_ref()),
         socket_directory: socket_directory(cluster),
         stopped_by_us: memory.stopped_by_us,
         started_by_us: memory.started,
@@ -189,6 +189,12 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         obstacles,
         configuration,
     })
+}
+
+/// pg-health-check has counted enough failures, and pg-watchdog has not seen the cluster well since.
+fn asked_by_checks(cluster: &Cluster, config: &Config, evidence: Option<&Evidence>) -> bool {
+    let health = health::state(&cluster.name()).value;
+    health.failures >= config.health.max_failures && !evidence.is_some_and(|e| e.at.is_after(&health.at))
 }
 
 /// The target that our own sessions use: the cluster's socket, its owner's role.
@@ -222,6 +228,10 @@ pub fn startup_moves(family: &Family, patience: Duration) -> bool {
         // The postmaster has not started it yet, or it has just ended: that is movement too.
         return family.postmaster.is_some();
     };
+    if startup.title().contains("startup waiting for") {
+        // For WAL from a primary or an archive: there is nothing to be moved by a restart.
+        return true;
+    }
     let mark = |process: &process::Process| (process.cpu, process.title());
     let before = mark(startup);
     let deadline = std::time::Instant::now() + patience;

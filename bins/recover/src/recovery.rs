@@ -181,6 +181,7 @@ impl<'a> Recovery<'a> {
         if matches!(step, Step::StopFast | Step::StopImmediate | Step::KillPostmaster) {
             // A run that is killed now must leave word that nobody wanted the server to stay stopped.
             self.verdict.value.stopped_by_us = true;
+            self.verdict.value.at = Stamp::now();
             self.verdict.save_or_warn();
         }
         stop_here_for_a_test(self.tried.len() + 1);

@@ -100,8 +100,9 @@ impl Keeper {
         {
             self.state.value.postmaster_pid = file.pid;
             self.state.value.postmaster_started = file.started;
-            self.lock_file.clone_from(bytes);
-            self.write(pidfile::NAME, bytes);
+            if self.write(pidfile::NAME, bytes) {
+                self.lock_file.clone_from(bytes);
+            }
         }
         let checkpoint = self.keep_control(cluster);
         let value = &mut self.state.value;
@@ -234,12 +235,16 @@ impl Keeper {
         self.not_before.is_none_or(|at| Instant::now() >= at)
     }
 
-    fn write(&mut self, file: &str, bytes: &[u8]) {
-        if self.may_write()
-            && let Err(why) = state::replace(&self.folder.join(file), bytes, 0o600)
-        {
-            self.complain(file, &why);
+    /// False when it was not written.
+    fn write(&mut self, file: &str, bytes: &[u8]) -> bool {
+        if !self.may_write() {
+            return false;
         }
+        let written = state::replace(&self.folder.join(file), bytes, 0o600);
+        if let Err(why) = &written {
+            self.complain(file, why);
+        }
+        written.is_ok()
     }
 
     /// Says it, and leaves the disk alone for a while.
