@@ -27,6 +27,17 @@ pub fn path() -> PathBuf {
 }
 
 impl Pause {
+    /// The pause that has not ended yet, if it can be read.
+    pub fn in_force() -> Option<Pause> {
+        let pause: Pause = serde_json::from_slice(&state::read(&path(), 65536).ok()?).ok()?;
+        pause.left(&Stamp::now()).is_some().then_some(pause)
+    }
+
+    /// Is it about nothing but `clusters` (none: all of the host)?
+    pub fn is_within(&self, clusters: &[String]) -> bool {
+        clusters.is_empty() || (!self.clusters.is_empty() && self.clusters.iter().all(|c| clusters.contains(c)))
+    }
+
     pub fn save(&self) -> Result<()> {
         state::replace(&path(), &serde_json::to_vec_pretty(self).map_err(std::io::Error::other)?, 0o644)?;
         Ok(())
@@ -82,6 +93,21 @@ mod tests {
     #[test]
     fn a_pause_that_cannot_be_read_is_a_pause() {
         assert!(judge(b"", "16/main", &Stamp::now()).is_some());
+    }
+
+    #[test]
+    fn a_pause_is_within_another_that_covers_it() {
+        let of = |clusters: &[&str]| clusters.iter().map(|c| c.to_string()).collect::<Vec<_>>();
+        let pause = |clusters: &[&str]| Pause {
+            since: Stamp::now(),
+            seconds: 60,
+            reason: String::new(),
+            by: String::new(),
+            clusters: of(clusters),
+        };
+        assert!(pause(&[]).is_within(&of(&[])) && pause(&["16/a"]).is_within(&of(&[])));
+        assert!(pause(&["16/a"]).is_within(&of(&["16/a", "16/b"])));
+        assert!(!pause(&[]).is_within(&of(&["16/a"])) && !pause(&["16/a", "16/b"]).is_within(&of(&["16/a"])));
     }
 
     #[test]

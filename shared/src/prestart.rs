@@ -101,6 +101,7 @@ fn directory(cluster: &Cluster, evidence: Option<&Evidence>) -> Vec<Obstacle> {
     };
     let pg_wal = data.join("pg_wal");
     found.extend(space(&pg_wal, u64::from(control.wal_segment_size)));
+    found.extend(tablespaces(data, &version));
     let Some(evidence) = evidence else { return found };
     if evidence.system_identifier != control.system_identifier {
         found.push(obstacle(
@@ -126,6 +127,30 @@ fn directory(cluster: &Cluster, evidence: Option<&Evidence>) -> Vec<Obstacle> {
         ));
     }
     found
+}
+
+/// A tablespace whose volume is not mounted: crash recovery would make its files anew on the bare mount point, and the
+/// next checkpoint would let go of the WAL that belongs to the real ones. The folder inside is named
+/// `PG_15_202209061` (catalog/catalog.h, TABLESPACE_VERSION_DIRECTORY).
+fn tablespaces(data: &Path, version: &str) -> Vec<Obstacle> {
+    let prefix = format!("PG_{version}_");
+    let holds_files = |tablespace: &Path| {
+        let entries = std::fs::read_dir(tablespace).into_iter().flatten().flatten();
+        entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+    };
+    let entries = std::fs::read_dir(data.join("pg_tblspc")).into_iter().flatten().flatten();
+    let links = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()));
+    links
+        .map(|link| link.path())
+        .filter(|path| !holds_files(path))
+        .map(|path| {
+            let target = std::fs::read_link(&path).unwrap_or_else(|_| path.clone());
+            obstacle(
+                "S6",
+                format!("the tablespace {} has no {prefix}* in it; its volume may not be mounted", target.display()),
+            )
+        })
+        .collect()
 }
 
 /// Crash recovery needs room for two segments.

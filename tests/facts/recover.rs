@@ -146,6 +146,11 @@ facts_on_both_suites! {
     fn a_paused_host_is_left_alone_until_the_pause_ends(host: Host) {
         alone(&host);
         host.sh("pg-recover pause 2h 'new disk'");
+        for command in ["pause 1min --cluster", "resume --cluster"] {
+            let refused = host.run(&format!("pg-recover {command} {}", host.cluster()));
+            assert_eq!(refused.status, 64, "{refused}");
+            assert!(refused.stderr.contains("the pause of all clusters by"), "{refused}");
+        }
         faults::p1_postmaster_killed::inject(&host);
         host.wait_for_state(&host.unit(), "failed", SOON);
         leaves_it_alone(&host, "is paused for 120min more by");
@@ -319,6 +324,23 @@ facts_on_both_suites! {
         host.sh(&format!("rmdir {data} && mv {data}.elsewhere {data}"));
         assert_eq!(recover(&host), 0);
         assert!(host.is_accepting());
+    }
+
+    fn a_tablespace_that_is_not_mounted_is_not_started_upon(host: Host) {
+        host.sh("install -d -o postgres -g postgres -m 700 /space");
+        host.psql("CREATE TABLESPACE space LOCATION '/space'");
+        host.psql("CREATE TABLE far (id int) TABLESPACE space");
+        host.psql("INSERT INTO far VALUES (1)");
+        alone(&host);
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        host.sh("mv /space /space.elsewhere && install -d -o postgres -g postgres -m 700 /space");
+        assert_eq!(recover(&host), 69);
+        host.journal_of("pg-recover").says("the tablespace /space has no").does_not_say("step 1");
+        assert_eq!(host.sh("ls -A /space"), "");
+        host.sh("rmdir /space && mv /space.elsewhere /space");
+        assert_eq!(recover(&host), 0);
+        assert_eq!(host.psql("SELECT id FROM far"), "1");
     }
 
     fn another_clusters_data_directory_is_not_started_upon(host: Host) {

@@ -364,7 +364,7 @@ impl Actor<'_> {
             // Each question to systemd costs more than a connection that nobody takes.
             if began.elapsed() > Duration::from_millis(300) {
                 let now = unit::show_one(&cluster.unit)?;
-                if now.active == "failed" || (now.active == "inactive" && !now.job) {
+                if !now.job && matches!(now.active.as_str(), "failed" | "inactive") {
                     return Err(Error::failed(format!("systemd says that the start failed ({})", now.result)));
                 }
                 let family = process::family(&cluster.data_directory, &cluster.owner)?;

@@ -48,7 +48,7 @@ fn run() -> Result<Code> {
         None if args.has("plan") => report::plans(&clusters, &config, args.json),
         None => recovery::all(clusters, &config, args.json),
         Some("pause") => operator::pause(&args.words[1..], &args.clusters),
-        Some("resume") => operator::resume(),
+        Some("resume") => operator::resume(&args.clusters),
         Some("reset") => operator::reset(&clusters),
         Some("history") => operator::history(&args.clusters, args.json),
         Some(word) => Err(Error::usage(format!("unknown command \"{word}\"")).hint("Try --help.")),

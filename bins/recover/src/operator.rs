@@ -30,6 +30,7 @@ pub fn pause(words: &[String], clusters: &[String]) -> Result<Code> {
             .hint("A host that nobody heals for longer wants mode = \"observe\"."));
     }
     need_root()?;
+    keep_others(clusters, "replace")?;
     let reason = if reason.is_empty() { "no reason given".to_string() } else { reason };
     let by = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "root".into());
     let pause = Pause { since: Stamp::now(), seconds: duration.as_secs(), reason, by, clusters: clusters.to_vec() };
@@ -39,8 +40,17 @@ pub fn pause(words: &[String], clusters: &[String]) -> Result<Code> {
     Ok(Code::Ok)
 }
 
-pub fn resume() -> Result<Code> {
+/// There is one pause at a time; what it protects beyond `clusters` must not be lost in passing.
+fn keep_others(clusters: &[String], verb: &str) -> Result<()> {
+    let Some(pause) = Pause::in_force().filter(|pause| !pause.is_within(clusters)) else { return Ok(()) };
+    let whom = if pause.clusters.is_empty() { "all clusters".to_string() } else { pause.clusters.join(", ") };
+    Err(Error::usage(format!("cannot {verb} the pause of {whom} by {}: {}", pause.by, pause.reason))
+        .hint("End it with pg-recover resume, or name at least the same clusters."))
+}
+
+pub fn resume(clusters: &[String]) -> Result<Code> {
     need_root()?;
+    keep_others(clusters, "end")?;
     match std::fs::remove_file(pause::path()) {
         Ok(()) => log::warn!("the pause has ended"),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => log::info!("nothing is paused"),
