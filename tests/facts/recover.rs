@@ -466,7 +466,9 @@ fn a_cluster_that_cannot_be_repaired_does_not_keep_another_from_it() {
         host.signal(host.postmaster_pid_of(cluster), Signal::SIGKILL);
         host.wait_for_state(&cluster.unit(), "failed", SOON);
     }
-    host.sh(&format!("rm {}/global/pg_control", host.data_directory()));
+    // With its copies: nothing can be put back.
+    let copies = format!("/var/lib/pg-recovery/evidence/{}-main/pg_control*", host.version());
+    host.sh(&format!("rm {}/global/pg_control {copies}", host.data_directory()));
     assert_eq!(recover(&host), 69);
     host.psql_on(&second, "SELECT 1");
     host.journal_of("pg-recover").says("pg_control is missing");
