@@ -2,8 +2,10 @@
 //! configuration describes.
 
 use std::collections::HashMap;
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::unistd::Uid;
 
@@ -11,9 +13,11 @@ use crate::config::{ClusterEntry, Config};
 use crate::error::{Error, Result};
 use crate::owner::Owner;
 use crate::pidfile::{LockFile, PidFile};
-use crate::state;
+use crate::{deadline, state};
 
 const ROOT: &str = "/etc/postgresql";
+/// A disk that answers at all does so within this time.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// `start.conf` (pg_createcluster(8), STARTUP CONTROL).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,8 +149,9 @@ impl Cluster {
     }
 
     fn debian(version: String, name: String, config_directory: PathBuf) -> Option<Cluster> {
-        let owner = owner_of(&config_directory.join("postgresql.conf"))
-            .or_else(|| owner_of(&config_directory))
+        // A link's owner, not its target's: postgres can make one that leads to a file of anybody.
+        let owner = owner_of(config_directory.join("postgresql.conf").symlink_metadata())
+            .or_else(|| owner_of(config_directory.metadata()))
             .or_else(|| Owner::named("postgres"))?;
         let start = match with_power_of(&owner, || state::read(&config_directory.join("start.conf"), 65536)) {
             Ok(text) => parse_start(&String::from_utf8_lossy(&text)),
@@ -162,12 +167,9 @@ impl Cluster {
             .or_else(|| crate::evidence::load(&format!("{version}/{name}")).map(|evidence| evidence.data_directory))
             .unwrap_or_else(|| PathBuf::from(format!("/var/lib/postgresql/{version}/{name}")));
         let bin_directory = PathBuf::from(format!("/usr/lib/postgresql/{version}/bin"));
-        let log_file = config_directory
-            .join("log")
-            .canonicalize()
-            .unwrap_or_else(|_| PathBuf::from(format!("/var/log/postgresql/postgresql-{version}-{name}.log")));
+        let log_file = PathBuf::from(format!("/var/log/postgresql/postgresql-{version}-{name}.log"));
         let unit = format!("postgresql@{version}-{name}.service");
-        let mut cluster = Cluster {
+        let cluster = Cluster {
             version,
             cluster: name,
             unit,
@@ -180,14 +182,24 @@ impl Cluster {
             is_debian: true,
             settings,
         };
-        cluster.finish();
-        Some(cluster)
+        Some(cluster.finished())
     }
 
     fn described(entry: &ClusterEntry) -> Result<Cluster> {
         let (version, name) = entry.name.split_once('/').unwrap_or((&entry.name, "main"));
         let data_directory = entry.data_directory.clone().unwrap_or_default();
-        let owner = owner_of(&data_directory).or_else(|| Owner::named("postgres")).ok_or_else(|| {
+        let folder = data_directory.clone();
+        let look = move || {
+            let owner = owner_of(folder.metadata()).or_else(|| Owner::named("postgres"));
+            let mut settings = HashMap::new();
+            if let Some(owner) = &owner {
+                let file = folder.join("postgresql.conf");
+                let _ = with_power_of(owner, || read_settings(&file, &mut settings, 0));
+            }
+            (owner, settings)
+        };
+        let (owner, mut settings) = deadline::within(&data_directory, PATIENCE, look).unwrap_or_default();
+        let owner = owner.or_else(|| Owner::named("postgres")).ok_or_else(|| {
             Error::config(format!(
                 "cannot tell who owns cluster {}: no folder {}",
                 entry.name,
@@ -195,10 +207,8 @@ impl Cluster {
             ))
             .hint("Correct data_directory in its [[cluster]] entry.")
         })?;
-        let mut settings = HashMap::new();
-        let _ = with_power_of(&owner, || read_settings(&data_directory.join("postgresql.conf"), &mut settings, 0));
         settings.entry("unix_socket_directories".into()).or_insert_with(|| "/run/postgresql".into());
-        let mut cluster = Cluster {
+        let cluster = Cluster {
             version: version.into(),
             cluster: name.into(),
             unit: entry.unit.clone().unwrap_or_default(),
@@ -211,14 +221,28 @@ impl Cluster {
             is_debian: false,
             settings,
         };
-        cluster.finish();
-        Ok(cluster)
+        Ok(cluster.finished())
+    }
+
+    /// With what has to be looked up where the data is; without it when that volume does not answer. Whoever then has to
+    /// do with this cluster will find out that it does not.
+    fn finished(self) -> Cluster {
+        let mut cluster = self.clone();
+        let look = move || {
+            cluster.finish();
+            cluster
+        };
+        deadline::within(&self.data_directory, PATIENCE, look).unwrap_or(self)
     }
 
     /// What ALTER SYSTEM wrote wins, except where the data directory is.
     fn finish(&mut self) {
         let canonical = with_power_of(&self.owner, || self.data_directory.canonicalize().ok());
         self.data_directory = canonical.unwrap_or_else(|| self.data_directory.clone());
+        if self.is_debian {
+            // The link that pg_createcluster makes where the log is elsewhere.
+            self.log_file = self.config_directory.join("log").canonicalize().ok().or(self.log_file.take());
+        }
         let mut settings = std::mem::take(&mut self.settings);
         let auto = self.data_directory.join("postgresql.auto.conf");
         let _ = with_power_of(&self.owner, || read_settings(&auto, &mut settings, 0));
@@ -240,8 +264,8 @@ pub fn file_name(cluster: &str) -> String {
     cluster.replacen('/', "-", 1)
 }
 
-fn owner_of(path: &Path) -> Option<Owner> {
-    let uid = std::fs::metadata(path).ok()?.uid();
+fn owner_of(found: std::io::Result<Metadata>) -> Option<Owner> {
+    let uid = found.ok()?.uid();
     // PostgreSQL refuses to run as root, so a file of root's says nothing about the owner.
     if Uid::from_raw(uid).is_root() { None } else { Owner::of_uid(uid) }
 }

@@ -8,6 +8,7 @@ pub mod command;
 pub mod config;
 pub mod control;
 pub mod counter;
+pub mod deadline;
 pub mod error;
 pub mod evidence;
 pub mod exit;

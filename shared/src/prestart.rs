@@ -117,7 +117,11 @@ fn directory(cluster: &Cluster, evidence: Option<&Evidence>) -> Vec<Obstacle> {
     // A standby gets what it misses from its primary; after a promotion the old position says nothing.
     let promoted = control.recovery_timeline > control.timeline;
     let same_history = !is_standby && !evidence.standby && !promoted && evidence.timeline == control.timeline;
-    if same_history && let Err(broken) = wal::check(&pg_wal, &control, evidence.flush_lsn) {
+    // All WAL since the last checkpoint is read for this; not again and again while something else is in the way.
+    if same_history
+        && found.is_empty()
+        && let Err(broken) = wal::check(&pg_wal, &control, evidence.flush_lsn)
+    {
         found.push(obstacle(
             "S11",
             format!(

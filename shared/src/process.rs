@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+use crate::deadline;
 use crate::error::Result;
 use crate::owner::Owner;
 
@@ -279,14 +280,18 @@ impl AsRawFd for Pidfd {
     }
 }
 
-/// Programs other than PostgreSQL that have `data_directory` to themselves: one of `names` with the folder, something
-/// in it or a folder above it among its arguments, or with files below it open. What runs in the cluster's own `unit` is
-/// the server's own errand, such as its archive_command. Returns `tar (PID 123)`.
-pub fn users_of(data_directory: &Path, names: &[String], unit: &str) -> Vec<String> {
+/// Programs other than PostgreSQL that have `data_directory` to themselves: one of `names`, run by root or the owner,
+/// with the folder, something in it or a folder above it among its arguments, or with files below it open. What runs in
+/// the cluster's own `unit` is the server's own errand, such as its archive_command. Returns `tar (PID 123)`.
+pub fn users_of(data_directory: &Path, owner: &Owner, names: &[String], unit: &str) -> Vec<String> {
     let me = std::process::id() as i32;
     let mut users = Vec::new();
     for process in all().filter(|p| p.pid != me && p.state != 'Z') {
         if !names.iter().any(|name| name_matches(name, &process.comm)) || process.unit().as_deref() == Some(unit) {
+            continue;
+        }
+        // Nobody else can do anything in there.
+        if process.uid().is_some_and(|uid| uid != 0 && uid != owner.uid.as_raw()) {
             continue;
         }
         let bytes = std::fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
@@ -316,7 +321,10 @@ fn argument_touches(argument: &str, cwd: Option<&Path>, data_directory: &Path) -
         Some(cwd) if !argument.is_empty() && !argument.starts_with('-') => cwd.join(path),
         _ => return false,
     };
-    let path = std::fs::canonicalize(&path).unwrap_or(path);
+    // It may be on any volume of the host, also on one that does not answer.
+    let theirs = path.clone();
+    let real = deadline::within(&path, Duration::from_millis(500), move || theirs.canonicalize().ok()).flatten();
+    let path = real.unwrap_or(path);
     // "/" and other roots are above every folder; only a copy of a real parent counts.
     let above = data_directory.starts_with(&path) && path.components().count() > 2;
     path.starts_with(data_directory) || above

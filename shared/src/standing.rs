@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Stamp;
 use crate::cluster::{Cluster, Start};
 use crate::config::Config;
+use crate::counter::Counter;
 use crate::error::Result;
 use crate::state::State;
 use crate::unit::{self, UnitState};
@@ -24,6 +25,9 @@ use crate::{pause, process};
 pub struct Verdict {
     /// Recoveries in a row that acted and failed, or were interrupted.
     pub attempts: u32,
+    /// Those that did not. One that is followed by the next within `watchdog.restart_window` counts as if it had failed:
+    /// a server that dies again and again is not started for ever.
+    pub recoveries: Counter,
     /// Nothing more is tried until `pg-recover reset`.
     pub manual: bool,
     /// pg-recover stopped it and was to start it again.
@@ -99,7 +103,8 @@ pub fn of(cluster: &Cluster, config: &Config, unit: &UnitState, umbrella: Option
     if let Some(manager) = manager(cluster) {
         return Standing::Left(format!("is managed by {manager}, which starts and stops it"));
     }
-    let users = process::users_of(&cluster.data_directory, &config.recover.data_directory_users, &cluster.unit);
+    let users =
+        process::users_of(&cluster.data_directory, &cluster.owner, &config.recover.data_directory_users, &cluster.unit);
     if !users.is_empty() {
         return Standing::Left(format!("has its data directory in use by {}", users.join(", ")));
     }

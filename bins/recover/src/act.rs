@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::fchown;
@@ -15,6 +15,7 @@ use shared::config::Config;
 use shared::control::Control;
 use shared::evidence;
 use shared::pidfile::{self, LockFile};
+use shared::point::Copy;
 use shared::process::{self, Pidfd, Process};
 use shared::standing::Standing;
 use shared::{Error, Result, command, point, prestart, standing, state, unit};
@@ -155,8 +156,8 @@ impl Actor<'_> {
         let found = family.children.len();
         for (how, patience) in [(Signal::SIGQUIT, 5), (Signal::SIGKILL, 5)] {
             let family = look()?;
-            if family.postmaster.is_some() {
-                return Err(Error::failed("a postmaster has appeared; its children are not orphans"));
+            if family.postmaster.is_some() || !family.unclear.is_empty() {
+                return Err(Error::failed("a postmaster may have appeared; its children are not orphans"));
             }
             for child in &family.children {
                 send_to(child, how)?;
@@ -215,14 +216,23 @@ impl Actor<'_> {
         let bytes = state::read(&copy, 8192)?;
         let pidfd = Pidfd::open(postmaster).ok_or_else(|| Error::failed("the postmaster is gone"))?;
         let data = &self.cluster.data_directory;
-        self.cluster.owner.act(|| {
+        let (in_place, theirs) = self.cluster.lock_file();
+        if in_place != facts.lock_file {
+            return Err(Error::failed("the lock file has changed since it was looked at"));
+        }
+        self.cluster.owner.act(|| -> Result<()> {
+            let path = data.join(pidfile::NAME);
             let temporary = data.join(format!("{}.{}", pidfile::NAME, self.id));
             state::replace(&temporary, &bytes, 0o600)?;
-            // link(2) never overwrites: a lock file that has appeared meanwhile stays.
-            let linked = std::fs::hard_link(&temporary, data.join(pidfile::NAME));
+            let placed = if in_place == LockFile::Missing {
+                // link(2) never overwrites: a lock file that has appeared meanwhile stays.
+                std::fs::hard_link(&temporary, &path).map_err(Error::from)
+            } else {
+                exchange(&temporary, &path, &theirs)
+            };
             std::fs::remove_file(&temporary)?;
-            linked?;
-            state::sync_folder(data)
+            placed?;
+            Ok(state::sync_folder(data)?)
         })??;
         if pidfd.wait(Duration::ZERO) {
             return Err(Error::failed("the postmaster ended while its lock file was put back"));
@@ -233,7 +243,7 @@ impl Actor<'_> {
     fn restore_control_file(&self, facts: &Facts) -> Result<String> {
         let postmaster = facts.family.postmaster.as_ref();
         let cluster = self.cluster;
-        if postmaster.is_none() && !process::family(&cluster.data_directory, &cluster.owner)?.is_empty() {
+        if postmaster.is_none() && prestart::obstacles(cluster, None)?.iter().any(|obstacle| obstacle.fault == "P9") {
             return Err(Error::failed("processes of the cluster run meanwhile"));
         }
         let folder = evidence::directory(&cluster.name()).join(self.id);
@@ -273,7 +283,7 @@ impl Actor<'_> {
             .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
         let bad =
             |what: &str, e: nix::Error| Error::failed(format!("could not {what} {}: {}", path.display(), e.desc()));
-        let folder = openat2(nix::fcntl::AT_FDCWD, path, how).map_err(|e| bad("open", e))?;
+        let folder = openat2(AT_FDCWD, path, how).map_err(|e| bad("open", e))?;
         // Root changes the owner of nothing but the data directory that was recorded.
         let inside =
             |name: &str| PathBuf::from(format!("/proc/self/fd/{}/{name}", std::os::fd::AsRawFd::as_raw_fd(&folder)));
@@ -308,8 +318,9 @@ impl Actor<'_> {
         let cluster = self.cluster;
         let good = point::newest(&cluster.name(), "good")
             .ok_or_else(|| Error::failed("the last good configuration is gone"))?;
-        let existing: Vec<PathBuf> = restore.iter().chain(set_aside).filter(|f| f.exists()).cloned().collect();
-        let now = point::read(cluster, &existing)?;
+        // What its owner cannot read cannot be what the server is to run with; the file itself is kept beside all the same.
+        let read = |path: &PathBuf| point::read(cluster, std::slice::from_ref(path)).ok();
+        let now: Vec<Copy> = restore.iter().chain(set_aside).filter_map(read).flatten().collect();
         point::save(cluster, "before", &format!("recovery {} puts the last good configuration back", self.id), &now)?;
         let mut told = Vec::new();
         for path in restore {
@@ -318,8 +329,10 @@ impl Actor<'_> {
             let real = path.canonicalize().unwrap_or_else(|_| path.clone());
             let beside = beside(&real, self.id);
             let written = cluster.owner.act(|| {
-                if let Some(current) = current {
-                    state::replace(&beside, &current.bytes, current.mode)?;
+                match current {
+                    Some(current) => state::replace(&beside, &current.bytes, current.mode)?,
+                    None if real.symlink_metadata().is_ok() => std::fs::rename(&real, &beside)?,
+                    None => {}
                 }
                 state::replace(&real, &copy.bytes, copy.mode)
             })?;
@@ -357,6 +370,7 @@ impl Actor<'_> {
         memory.started = true;
         unit::start(&cluster.unit)?;
         let began = Instant::now();
+        let mut moved = began;
         loop {
             let Err(last) = self.connect(Duration::from_secs(2)) else {
                 return Ok(format!("it answers after {}ms", began.elapsed().as_millis()));
@@ -368,12 +382,15 @@ impl Actor<'_> {
                     return Err(Error::failed(format!("systemd says that the start failed ({})", now.result)));
                 }
                 let family = process::family(&cluster.data_directory, &cluster.owner)?;
-                let moves =
-                    matches!(last, Refusal::Starting(_)) && facts::startup_moves(&family, Duration::from_secs(3));
-                let limit = if moves { LONG_RECOVERY } else { self.config.recover.start_timeout };
-                if began.elapsed() > limit {
-                    let what = if moves { "crash recovery still moves, leaving it alone" } else { "no answer" };
-                    return Err(Error::failed(format!("{what} after {}s: {last}", began.elapsed().as_secs())));
+                if matches!(last, Refusal::Starting(_)) && facts::startup_moves(&family, Duration::from_secs(3)) {
+                    moved = Instant::now();
+                }
+                let waited = format!("after {}s: {last}", began.elapsed().as_secs());
+                if began.elapsed() > LONG_RECOVERY {
+                    return Err(Error::failed(format!("crash recovery still moves, leaving it alone {waited}")));
+                }
+                if began.elapsed() > self.config.recover.start_timeout && moved.elapsed() > facts::STARTUP_IS_STUCK {
+                    return Err(Error::failed(format!("no answer {waited}")));
                 }
             }
             std::thread::sleep(Duration::from_millis(30));
@@ -383,6 +400,20 @@ impl Actor<'_> {
     fn connect(&self, patience: Duration) -> Result<(), Refusal> {
         facts::connect(self.cluster, self.config, &self.cluster.lock_file().0, patience)
     }
+}
+
+/// Puts `temporary` in the place of `path` in one step. If something else than `expected` was there, it is put back.
+fn exchange(temporary: &Path, path: &Path, expected: &[u8]) -> Result<()> {
+    let swap = || {
+        renameat2(AT_FDCWD, temporary, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE)
+            .map_err(|e| Error::failed(format!("could not replace {}: {}", path.display(), e.desc())))
+    };
+    swap()?;
+    if state::read(temporary, 8192).ok().as_deref() == Some(expected) {
+        return Ok(());
+    }
+    swap()?;
+    Err(Error::failed(format!("{} changed while it was replaced; it was put back", path.display())))
 }
 
 /// `postgresql.conf` -> `postgresql.conf.broken-ID`; include_dir reads only names that end in `.conf`.

@@ -8,7 +8,7 @@ use shared::pidfile::LockFile;
 use shared::process::Identity;
 use shared::standing::Standing;
 
-use crate::facts::Facts;
+use crate::facts::{Facts, STARTUP_IS_STUCK};
 
 /// What is wrong, by the classes of the fault table in the README. What is not among them is `Unknown`.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,7 +34,7 @@ pub enum Fault {
     BadLockFile,
     /// P7: the lock file names a process that is none of ours.
     RecycledPid,
-    /// P8: the lock file is gone under a running postmaster.
+    /// P8: the lock file was removed or replaced under a running postmaster.
     LockFileGone,
     /// P9: children outlive their postmaster.
     Orphans,
@@ -85,7 +85,7 @@ impl Fault {
             Fault::Hung => "the postmaster hangs",
             Fault::BadLockFile => "postmaster.pid is damaged and nobody's",
             Fault::RecycledPid => "postmaster.pid names a process of somebody else",
-            Fault::LockFileGone => "postmaster.pid is gone under the running server",
+            Fault::LockFileGone => "postmaster.pid was removed or replaced under the running server",
             Fault::Orphans => "processes of the dead postmaster live on",
             Fault::SocketDirectory => "the socket directory cannot be used",
             Fault::Mode => "the data directory has the wrong owner or mode",
@@ -149,13 +149,17 @@ fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
         // Silent, or without its sockets because the signal met it while it was starting or stopping.
         _ if postmaster.is_stopped() && !answered => Fault::Stopped,
         // A server that ends takes its sockets and its lock file away itself.
-        _ if facts.lock_file == LockFile::Missing && (systemd_at_work || !(answered || silent)) => {
-            evidence.push("postmaster.pid is missing, and it is on its way out".into());
+        _ if facts.lock_file_lost && (systemd_at_work || !(answered || silent)) => {
+            evidence.push("postmaster.pid is not its own, and it is on its way out or has just begun".into());
             Fault::Settling
         }
         // Within a minute the server itself would notice, and shut down.
-        _ if facts.lock_file == LockFile::Missing => {
-            evidence.push("postmaster.pid is missing".into());
+        _ if facts.lock_file_lost => {
+            evidence.push(match &facts.lock_file {
+                LockFile::Present(file) => format!("postmaster.pid names PID {}", file.pid),
+                LockFile::Missing => "postmaster.pid is missing".into(),
+                _ => "postmaster.pid names no process".into(),
+            });
             Fault::LockFileGone
         }
         Ok(()) => match (&facts.control, &facts.control_copy) {
@@ -177,7 +181,7 @@ fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
             Fault::Moving
         }
         Err(Refusal::Starting(_)) => {
-            evidence.push("its startup process did not move for 3s".into());
+            evidence.push(format!("its startup process did not move for {}s", STARTUP_IS_STUCK.as_secs()));
             Fault::NotOurs("S5")
         }
         Err(Refusal::OutOfSlots(_)) => Fault::NotOurs("L1"),

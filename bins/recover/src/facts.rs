@@ -14,7 +14,7 @@ use shared::evidence::{self, Evidence};
 use shared::pidfile::LockFile;
 use shared::point::{self, Copy};
 use shared::prestart::{self, Obstacle};
-use shared::process::{self, Family, Identity};
+use shared::process::{self, Family, Identity, Process};
 use shared::standing::{self, Standing};
 use shared::unit::UnitState;
 use shared::{Result, command, health};
@@ -47,6 +47,10 @@ const NOT_OURS: &[&str] = &[
     "ignore_checksum_failure",
 ];
 
+/// One fsync on a busy disk, or one file from the archive, may take as long; pg-watchdog and pg-health-check wait so long
+/// too.
+pub const STARTUP_IS_STUCK: Duration = Duration::from_secs(60);
+
 #[derive(Debug)]
 pub struct Facts {
     pub standing: Standing,
@@ -55,6 +59,8 @@ pub struct Facts {
     pub lock_file: LockFile,
     /// What line 1 of the lock file leads to.
     pub lock_owner: Option<Identity>,
+    /// The lock file of the postmaster that runs is not there any more: missing, or another in its place.
+    pub lock_file_lost: bool,
     /// The saved copy of the lock file belongs to the postmaster that runs now.
     pub saved_lock_file: bool,
     pub control: Result<Control, ControlError>,
@@ -112,12 +118,17 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
     let (unit, umbrella) = standing::units(cluster)?;
     let standing = standing::of(cluster, config, &unit, umbrella.as_ref());
     let evidence = evidence::load(&cluster.name());
-    let (lock_file, _) = cluster.lock_file();
+    let (mut lock_file, _) = cluster.lock_file();
     let mut family = process::family(&cluster.data_directory, &cluster.owner)?;
+    if !is_of(&lock_file, family.postmaster.as_ref()) {
+        // A server that was started in between has written its own.
+        lock_file = cluster.lock_file().0;
+    }
     let lock_owner = match &lock_file {
         LockFile::Present(file) => Some(process::identify(file.pid, &cluster.data_directory, &cluster.owner)?),
         _ => None,
     };
+    let lock_file_lost = is_lost(&lock_file, lock_owner.as_ref(), &family);
     let control = cluster.owner.act(|| Control::read(&cluster.data_directory))?.map(|(control, _)| control);
     let control_copy = match &control {
         Err(ControlError::Missing | ControlError::Corrupt(_)) => {
@@ -130,15 +141,16 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
     let patience = if stopped { Duration::from_millis(500) } else { Duration::from_secs(2) };
     let switches = |family: &Family| family.postmaster.as_ref().and_then(|p| p.switches());
     let before = switches(&family);
-    let mut connection = connect(cluster, config, &lock_file, patience);
+    let running = if lock_file_lost { &LockFile::Missing } else { &lock_file };
+    let mut connection = connect(cluster, config, running, patience);
     let moves = match &connection {
-        Err(Refusal::Starting(_)) => startup_moves(&family, Duration::from_secs(3)),
+        Err(Refusal::Starting(_)) => startup_moves(&family, STARTUP_IS_STUCK),
         Err(refusal) if refusal.is_silence() && !stopped => {
             // A connection wakes a living postmaster, however busy the host is; three of them, over ten seconds.
             for _ in 0..2 {
                 if connection.as_ref().is_err_and(Refusal::is_silence) {
                     std::thread::sleep(Duration::from_secs(1));
-                    connection = connect(cluster, config, &lock_file, 2 * patience);
+                    connection = connect(cluster, config, running, 2 * patience);
                 }
             }
             switches(&family) != before
@@ -175,6 +187,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         stopped_by_us: memory.stopped_by_us,
         started_by_us: memory.started,
         waited: memory.waited,
+        lock_file_lost,
         lock_file_was_lost: log.contains("data directory lock file is invalid"),
         failure: server_log::last_failure(&log),
         standing,
@@ -232,7 +245,7 @@ pub fn startup_moves(family: &Family, patience: Duration) -> bool {
         // For WAL from a primary or an archive: there is nothing to be moved by a restart.
         return true;
     }
-    let mark = |process: &process::Process| (process.cpu, process.title());
+    let mark = |process: &Process| (process.cpu, process.title());
     let before = mark(startup);
     let deadline = std::time::Instant::now() + patience;
     while std::time::Instant::now() < deadline {
@@ -243,6 +256,26 @@ pub fn startup_moves(family: &Family, patience: Duration) -> bool {
         }
     }
     false
+}
+
+/// It names this postmaster.
+fn is_of(lock_file: &LockFile, postmaster: Option<&Process>) -> bool {
+    matches!((lock_file, postmaster), (LockFile::Present(file), Some(postmaster)) if file.pid == postmaster.pid)
+}
+
+/// A postmaster runs, and its lock file is not there. What names another postmaster of the same folder, or something
+/// that cannot be told, is not judged here.
+fn is_lost(lock_file: &LockFile, lock_owner: Option<&Identity>, family: &Family) -> bool {
+    let Some(postmaster) = &family.postmaster else { return false };
+    match lock_file {
+        LockFile::Missing | LockFile::Empty | LockFile::Garbage => true,
+        LockFile::Unreadable(_) => false,
+        LockFile::Present(file) => match lock_owner {
+            Some(Identity::Ours) => family.children.iter().any(|child| child.pid == file.pid),
+            Some(Identity::Unclear) | None => false,
+            Some(Identity::Dead | Identity::Zombie | Identity::Foreign(_)) => file.pid != postmaster.pid,
+        },
+    }
 }
 
 /// The copy that pg-watchdog saved names the postmaster that runs.
@@ -312,7 +345,18 @@ fn not_ours(old: &[u8], new: &[u8]) -> Vec<String> {
         let text = String::from_utf8_lossy(text);
         text.lines().filter_map(shared::cluster::parse_line).filter(|(n, _)| n == name).map(|(_, v)| v).next_back()
     };
-    NOT_OURS.iter().filter(|name| value(old, name) != value(new, name)).map(|name| name.to_string()).collect()
+    NOT_OURS
+        .iter()
+        .filter(|name| match (value(old, name), value(new, name)) {
+            // More WAL than before loses nothing, and "minimal" is what keeps a server with a standby from starting.
+            (None, Some(level)) if **name == "wal_level" => level != "minimal",
+            (Some(had), Some(level)) if **name == "wal_level" => {
+                had != level && (had == "minimal" || level != "minimal")
+            }
+            (had, has) => had != has,
+        })
+        .map(|name| name.to_string())
+        .collect()
 }
 
 /// Asks the server's own program what it makes of the configuration; it starts nothing and reads no data.
@@ -371,5 +415,10 @@ mod tests {
         let mut found = Configuration::default();
         compare(&[copy("/a", "fsync = on\nport = 1")], &[copy("/a", "port = 2\nsynchronous_commit = off")], &mut found);
         assert_eq!(found.not_ours, ["fsync", "synchronous_commit"]);
+        let wal_level = |old: &str, new: &str| not_ours(old.as_bytes(), new.as_bytes()).len();
+        assert_eq!(wal_level("", "wal_level = minimal"), 0);
+        assert_eq!(wal_level("wal_level = logical", "wal_level = 'minimal'"), 0);
+        assert_eq!(wal_level("wal_level = minimal", "wal_level = replica"), 1);
+        assert_eq!(wal_level("wal_level = logical", ""), 1);
     }
 }

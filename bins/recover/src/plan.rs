@@ -231,6 +231,7 @@ mod tests {
             family: Family::default(),
             lock_file: LockFile::Missing,
             lock_owner: None,
+            lock_file_lost: false,
             saved_lock_file: false,
             control: Ok(control(DbState::InProduction)),
             control_copy: Err("it is not needed".into()),
@@ -294,8 +295,9 @@ mod tests {
         };
         let garbage = Facts { lock_file: LockFile::Garbage, ..killed() };
         let recycled = Facts { lock_owner: Some(Identity::Foreign("tail (PID 7)".into())), ..killed() };
-        let gone = Facts { lock_file: LockFile::Missing, saved_lock_file: true, ..well() };
-        let gone_without_copy = Facts { saved_lock_file: false, lock_file: LockFile::Missing, ..well() };
+        let gone = Facts { lock_file: LockFile::Missing, lock_file_lost: true, saved_lock_file: true, ..well() };
+        let gone_without_copy =
+            Facts { lock_file: LockFile::Missing, lock_file_lost: true, saved_lock_file: false, ..well() };
         let orphans = Facts {
             family: Family { children: vec![process(11, 'T')], ..Family::default() },
             obstacles: obstacle("P9"),
@@ -334,7 +336,8 @@ mod tests {
         let unclear =
             Facts { family: Family { unclear: vec![5], ..Family::default() }, obstacles: obstacle("P9"), ..killed() };
         let debugged = Facts { held: Some("is being debugged"), connection: Err(Refusal::Timeout), ..well() };
-        let ending = Facts { lock_file: LockFile::Missing, connection: Err(Refusal::NoSocket), ..well() };
+        let ending =
+            Facts { lock_file: LockFile::Missing, lock_file_lost: true, connection: Err(Refusal::NoSocket), ..well() };
         let slots = Facts { connection: Err(Refusal::OutOfSlots("x".into())), ..well() };
         for (facts, class) in [
             (well(), "none"),

@@ -1,5 +1,6 @@
 //! One recovery of each cluster: look, decide, act, look again, prove, record.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use shared::clock::Stamp;
@@ -21,10 +22,11 @@ use crate::operator;
 use crate::plan::{Step, plan};
 use crate::report;
 use crate::server_log;
-use crate::verify::verify;
+use crate::verify::{Unproven, verify};
 
 /// No ladder is longer; a run that comes here goes round in circles.
 const MOST_STEPS: usize = 12;
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How long the program that holds the cluster's lock is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -34,8 +36,13 @@ pub fn all(clusters: Vec<Cluster>, config: &Config, json: bool) -> Result<Code> 
     if clusters.is_empty() {
         log::info!("no PostgreSQL cluster on this host");
     }
+    let at_work = AtomicUsize::new(0);
     let outcomes: Vec<Result<Code>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = clusters.iter().map(|cluster| scope.spawn(move || one(cluster, config))).collect();
+        let mut threads = Vec::new();
+        let tickets: Vec<_> = clusters.iter().map(|_| AtWork::new(&at_work)).collect();
+        for (cluster, ticket) in clusters.iter().zip(tickets) {
+            threads.push(scope.spawn(|| attend(cluster, config, ticket)));
+        }
         threads
             .into_iter()
             .map(|t| t.join().unwrap_or_else(|_| Err(Error::failed("a recovery ended in a bug"))))
@@ -46,6 +53,43 @@ pub fn all(clusters: Vec<Cluster>, config: &Config, json: bool) -> Result<Code> 
     }
     let codes = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|error| exit::report(&error)));
     Ok(Code::worst(codes))
+}
+
+/// One that is counted while it is recovered.
+struct AtWork<'a>(&'a AtomicUsize);
+
+impl<'a> AtWork<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        AtWork(count)
+    }
+}
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Recovers a cluster, and again if it fails while others are still being recovered: systemd takes no second request to
+/// start the service meanwhile.
+fn attend(cluster: &Cluster, config: &Config, ticket: AtWork) -> Result<Code> {
+    let answers = || facts::connect(cluster, config, &cluster.lock_file().0, LOOK_AGAIN).is_ok();
+    let count = ticket.0;
+    let mut outcome = one(cluster, config);
+    let mut answered = answers();
+    drop(ticket);
+    while count.load(Ordering::Relaxed) > 0 {
+        std::thread::sleep(LOOK_AGAIN);
+        let before = std::mem::replace(&mut answered, answers());
+        if before && !answered {
+            let _ticket = AtWork::new(count);
+            let again = one(cluster, config);
+            outcome = outcome.and_then(|code| Ok(Code::worst([code, again?].into_iter())));
+            answered = answers();
+        }
+    }
+    outcome
 }
 
 fn one(cluster: &Cluster, config: &Config) -> Result<Code> {
@@ -80,7 +124,7 @@ impl<'a> Recovery<'a> {
         let recorded = facts::recorded(cluster);
         // Seen well since: what came before is past, but for the word that only a person takes back.
         if recorded.as_ref().is_some_and(|evidence| evidence.at.is_after(&verdict.value.at)) {
-            verdict.value = Verdict { manual: verdict.value.manual, ..Verdict::default() };
+            verdict.value = Verdict { manual: verdict.value.manual, ..past(&verdict.value) };
         }
         let memory = Memory { stopped_by_us: verdict.value.stopped_by_us, ..Memory::default() };
         let asked = health::state(&name).value.failures >= config.health.max_failures;
@@ -129,11 +173,7 @@ impl<'a> Recovery<'a> {
                     return Ok(self.finish("declined", Code::Ok));
                 }
                 // Runs that were killed count too.
-                (_, Some(_))
-                    if self.tried.is_empty() && self.verdict.value.attempts >= self.config.recover.max_attempts =>
-                {
-                    return Ok(self.failed());
-                }
+                (_, Some(_)) if self.tried.is_empty() && self.is_spent() => return Ok(self.failed()),
                 (_, Some(planned)) if self.tried.len() < MOST_STEPS => self.step(&planned.step, &planned.why, &facts),
                 _ if self.tried.is_empty() => return Ok(self.hand_over(&diagnosis)),
                 _ => return Ok(self.give_up(&diagnosis)),
@@ -215,8 +255,9 @@ impl<'a> Recovery<'a> {
     /// It runs and answers, and this run has done nothing.
     fn well(mut self) -> Code {
         log::info!(PG_CLUSTER = self.name; "cluster {}: it runs and answers, nothing to do", self.name);
-        if self.verdict.value != Verdict::default() {
-            self.verdict.value = Verdict::default();
+        let past = past(&self.verdict.value);
+        if self.verdict.value != past {
+            self.verdict.value = past;
             self.verdict.save_or_warn();
         }
         Code::Ok
@@ -230,6 +271,7 @@ impl<'a> Recovery<'a> {
         }
         // It was acted upon, and goes on by itself now: neither a success that was proven nor a failure.
         self.verdict.value.attempts = self.verdict.value.attempts.saturating_sub(1);
+        self.verdict.value.recoveries.add(Stamp::now());
         self.verdict.save_or_warn();
         self.finish("declined", Code::Ok)
     }
@@ -241,14 +283,19 @@ impl<'a> Recovery<'a> {
         let ms = began.elapsed().as_millis() as u64;
         let (word, why) = match &outcome {
             Ok(proof) => ("ok", proof.clone()),
-            Err(e) => ("failed", e.message.clone()),
+            Err(Unproven::Silent(why) | Unproven::Lost(why)) => ("failed", why.clone()),
         };
         self.record.steps.push(StepRecord { step: "verify".into(), outcome: word.into(), ms, why: why.clone() });
-        if outcome.is_err() {
+        if let Err(unproven) = outcome {
             log::error!(PG_CLUSTER = self.name, PG_STEP = "verify", PG_RECOVERY_ID = self.id; "cluster {}: not proven: {why}", self.name);
-            return self.failed();
+            return match unproven {
+                Unproven::Silent(_) => self.failed(),
+                // No further try brings it back, and each one may bury what a person could still find.
+                Unproven::Lost(why) => self.require_a_person(&why),
+            };
         }
-        self.verdict.value = Verdict::default();
+        self.verdict.value = past(&self.verdict.value);
+        self.verdict.value.recoveries.add(Stamp::now());
         self.verdict.save_or_warn();
         log::warn!(PG_CLUSTER = self.name, PG_FAULT = self.record.fault, PG_STEP = "verify", PG_RECOVERY_ID = self.id, MESSAGE_ID = OUTCOME;
             "cluster {}: recovered from {} in {}ms: {why}", self.name, self.record.fault, self.began.elapsed().as_millis());
@@ -276,16 +323,37 @@ impl<'a> Recovery<'a> {
         self.failed()
     }
 
+    /// Those that failed and those that did not hold.
+    fn spent(&self) -> (u32, u32) {
+        let verdict = &self.verdict.value;
+        (verdict.attempts, verdict.recoveries.within(self.config.watchdog.restart_window, &Stamp::now()))
+    }
+
+    fn is_spent(&self) -> bool {
+        let (failed, brief) = self.spent();
+        failed + brief >= self.config.recover.max_attempts
+    }
+
     fn failed(mut self) -> Code {
-        let (attempts, most) = (self.verdict.value.attempts, self.config.recover.max_attempts);
-        if attempts < most {
-            log::error!(PG_CLUSTER = self.name; "cluster {}: recovery {attempts} of {most} failed", self.name);
+        let (failed, brief) = self.spent();
+        if !self.is_spent() {
+            let most = self.config.recover.max_attempts;
+            log::error!(PG_CLUSTER = self.name; "cluster {}: recovery {} of {most} failed", self.name, failed + brief);
             return self.finish("failed", Code::Failed);
         }
+        let window = self.config.watchdog.restart_window.as_secs() / 60;
+        let how = match brief {
+            0 => format!("{failed} recoveries in a row failed"),
+            _ => format!("of the last recoveries {failed} failed and {brief} did not hold for {window}min"),
+        };
+        self.require_a_person(&format!("{how}, no more will be tried"))
+    }
+
+    fn require_a_person(&mut self, why: &str) -> Code {
         self.verdict.value.manual = true;
         self.verdict.save_or_warn();
-        self.alarm(&format!("{attempts} recoveries in a row failed, no more will be tried"));
-        self.finish("failed", Code::Failed)
+        self.alarm(why);
+        self.finish("manual", Code::Failed)
     }
 
     fn alarm(&self, what: &str) {
@@ -313,6 +381,11 @@ impl<'a> Recovery<'a> {
         record::append(&self.record);
         code
     }
+}
+
+/// What is left of a verdict when the cluster is well.
+fn past(verdict: &Verdict) -> Verdict {
+    Verdict { recoveries: verdict.recoveries.clone(), ..Verdict::default() }
 }
 
 /// The tests kill a run before each of its steps in turn, to see that the next run converges; the variable says which.

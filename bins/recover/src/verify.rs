@@ -7,17 +7,24 @@ use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::control::Lsn;
 use shared::evidence::Evidence;
-use shared::{Error, Result};
 
 use crate::facts;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
+pub enum Unproven {
+    /// It does not serve clients as it should; another try may help.
+    Silent(String),
+    /// It serves other data than it had.
+    Lost(String),
+}
+
 /// `Ok` says what was proven. `recorded` is what was known before anything was done.
-pub fn verify(cluster: &Cluster, config: &Config, recorded: Option<&Evidence>) -> Result<String> {
+pub fn verify(cluster: &Cluster, config: &Config, recorded: Option<&Evidence>) -> Result<String, Unproven> {
     let target = facts::target(cluster, config, &cluster.lock_file().0);
-    let failed = |what: &str, why: &dyn std::fmt::Display| Error::failed(format!("{what}: {why}"));
-    runtime()?.block_on(async {
+    let failed = |what: &str, why: &dyn std::fmt::Display| Unproven::Silent(format!("{what}: {why}"));
+    let runtime = runtime().map_err(|why| failed("no runtime", &why))?;
+    let proof = runtime.block_on(async {
         let session = match retry(|| Session::connect(&target, PATIENCE)).await {
             Ok(session) => session,
             Err(why) if facts::serves_others(&why) => {
@@ -49,14 +56,17 @@ pub fn verify(cluster: &Cluster, config: &Config, recorded: Option<&Evidence>) -
         }
         if let Some(evidence) = recorded {
             if evidence.system_identifier.to_string() != identifier {
-                return Err(Error::failed(format!(
+                return Err(Unproven::Lost(format!(
                     "this is another cluster: system identifier {identifier}, recorded was {}",
                     evidence.system_identifier
                 )));
             }
             let same_history = !standby && !evidence.standby && timeline == evidence.timeline.to_string();
             if same_history && lsn < evidence.flush_lsn {
-                return Err(Error::failed(format!("WAL ends at {lsn}, but {} had been flushed", evidence.flush_lsn)));
+                return Err(Unproven::Lost(format!(
+                    "it runs with WAL that ends at {lsn}, but {} had been flushed: commits are missing",
+                    evidence.flush_lsn
+                )));
             }
         }
         Ok(if standby {
@@ -64,5 +74,8 @@ pub fn verify(cluster: &Cluster, config: &Config, recorded: Option<&Evidence>) -
         } else {
             format!("it is let in, answered and commits; WAL at {lsn}")
         })
-    })
+    });
+    // A name that is still being looked up must not keep the run from its end.
+    runtime.shutdown_background();
+    proof
 }

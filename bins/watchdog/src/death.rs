@@ -5,6 +5,7 @@
 //! status and server log have to be read together.
 
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 
 use shared::cluster::Cluster;
 use shared::control::{Control, ControlError, DbState};
@@ -95,7 +96,8 @@ pub fn log_since(cluster: &Cluster, from: u64) -> String {
     const LIMIT: u64 = 64 << 10;
     let Some(path) = &cluster.log_file else { return String::new() };
     let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = std::fs::File::open(path)?;
+        // Without blocking on a pipe that somebody put there.
+        let mut file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
         let length = file.metadata()?.len();
         // A shorter file than before is a new one: it was rotated.
         let from = if from <= length { from } else { 0 };

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 const UNIT: &str = "pg-recovery.service";
 const FIRST: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_secs(60);
+/// Once a person has been told that only they can help.
+const WAITING: Duration = Duration::from_secs(600);
 
 /// What is left alone is looked at again after this time: it costs two calls of systemctl.
 const LEFT: Duration = Duration::from_secs(5);
@@ -26,9 +28,9 @@ impl Handover {
     }
 
     /// Queues the start; `Err` counts as a try too, so that a missing unit is not asked for each second.
-    pub fn start(&mut self, now: Instant) -> shared::Result<()> {
+    pub fn start(&mut self, now: Instant, waits_for_a_person: bool) -> shared::Result<()> {
         let spacing = self.last.map_or(FIRST, |(_, spacing)| longer(spacing));
-        self.last = Some((now, spacing));
+        self.last = Some((now, if waits_for_a_person { WAITING } else { spacing }));
         shared::unit::start(UNIT)
     }
 

@@ -52,6 +52,8 @@ pub struct Sentry {
     log_size: u64,
     said: String,
     busy_said: Option<Instant>,
+    /// Something other than a busy spell was said about a server that runs; its end is said too.
+    trouble_said: bool,
     /// Since when systemd has been waiting for a server that is dead.
     stuck: Option<Instant>,
 }
@@ -96,6 +98,7 @@ impl Sentry {
             seen: Seen::default(),
             said: String::new(),
             busy_said: None,
+            trouble_said: false,
             stuck: None,
             name,
             post,
@@ -183,8 +186,9 @@ impl Sentry {
         }
         let (name, cluster) = (self.name.as_str(), &self.name);
         let silent_ms = silence.as_millis() as u64;
+        self.trouble_said |= !matches!(now, State::Well | State::Busy);
         match now {
-            State::Well => self.is_well(before, silent_ms),
+            State::Well => self.is_well(silent_ms),
             State::Busy => {
                 if self.busy_said.is_none_or(|at| at.elapsed() > BUSY_SAID) {
                     self.busy_said = Some(Instant::now());
@@ -212,19 +216,17 @@ impl Sentry {
         }
     }
 
-    fn is_well(&mut self, before: Option<&State>, silent_ms: u64) {
+    fn is_well(&mut self, silent_ms: u64) {
         self.handover.forget();
         self.said.clear();
         let name = self.name.as_str();
-        match (self.incident.take(), self.died.take(), before) {
+        match (self.incident.take(), self.died.take(), std::mem::take(&mut self.trouble_said)) {
             (Some(incident), ..) => incident.close("recovered"),
             (None, Some(died), _) => log::info!(PG_CLUSTER = name;
                 "cluster {name} accepts connections again, {}ms after its end was seen", died.elapsed().as_millis()),
-            (None, None, None | Some(State::Suspect)) => {}
-            // Said at most as often as that it was busy.
-            (None, None, Some(State::Busy)) => {}
-            (None, None, Some(_)) => log::info!(PG_CLUSTER = name;
+            (None, None, true) => log::info!(PG_CLUSTER = name;
                 "cluster {name} accepts connections again, {silent_ms}ms after it last did"),
+            (None, None, false) => {}
         }
     }
 
@@ -512,7 +514,8 @@ impl Sentry {
         if self.config.mode_of(&name) == Mode::Observe {
             return self.leave("is only observed; else pg-recovery.service would be started now");
         }
-        match self.handover.start(Instant::now()) {
+        let waits_for_a_person = !standing::verdict(&name).value.handed_over.is_empty();
+        match self.handover.start(Instant::now(), waits_for_a_person) {
             Ok(()) => log::warn!(MESSAGE_ID = FAULT, PG_CLUSTER = name.as_str(), PG_FAULT = fault;
                 "handed cluster {name} over to pg-recovery.service: {why}"),
             Err(error) => {
