@@ -15,6 +15,7 @@ pub mod exit;
 pub mod health;
 pub mod lock;
 pub mod log;
+pub mod modes;
 pub mod owner;
 pub mod pause;
 pub mod pidfile;

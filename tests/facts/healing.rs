@@ -97,6 +97,21 @@ facts_on_both_suites! {
         assert_eq!(host.postmaster_pid(), postmaster);
     }
 
+    fn an_emptied_or_replaced_lock_file_is_put_back_and_nobody_notices(host: Host) {
+        let ledger = ledger_of(&host);
+        let file = host.file(&format!("{}/postmaster.pid", host.data_directory()));
+        let (before, postmaster) = (file.read_bytes(), host.postmaster_pid());
+        for inject in [faults::p8_postmaster_pid_removed::inject_emptied, faults::p8_postmaster_pid_removed::inject_replaced] {
+            let healings = host.recoveries().len();
+            inject(&host);
+            host.wait_until("it is healed", SOON, || host.recoveries().len() > healings);
+            assert_eq!(file.read_bytes(), before);
+        }
+        healed(&host, ledger, "P8", SOON);
+        assert_eq!(host.postmaster_pid(), postmaster);
+        assert_eq!(host.run(&format!("ls {}/postmaster.pid.*", host.data_directory())).status, 2, "litter");
+    }
+
     fn orphans_of_a_dead_postmaster_are_ended(host: Host) {
         let ledger = ledger_of(&host);
         let orphan = faults::p9_orphan_backend::inject(&host);
@@ -154,6 +169,33 @@ facts_on_both_suites! {
         assert_eq!(host.file(&host.data_directory()).owner(), host.uid_of("postgres"));
     }
 
+    fn a_careless_chown_of_the_whole_data_directory_is_undone(host: Host) {
+        let ledger = ledger_of(&host);
+        let (data, listed) = (host.data_directory(), format!("/var/lib/pg-recovery/evidence/{}-main/files.next", host.version()));
+        host.wait_until("the files are listed", SOON, || host.file(&listed).exists());
+        // Root's own, which was never the server's.
+        host.sh(&format!("touch {data}/base/notes && chmod 600 {data}/base/notes"));
+        faults::s7_data_directory_permissions::inject_owner_of_all(&host);
+        healed(&host, ledger, "S7", SOON);
+        let foreign = host.sh(&format!("cd {data} && find base global pg_* PG_VERSION postgresql.auto.conf ! -user postgres"));
+        assert_eq!(foreign, "base/notes");
+    }
+
+    fn a_table_that_the_server_cannot_open_is_made_right_while_it_runs(host: Host) {
+        let ledger = ledger_of(&host);
+        host.psql("CREATE TABLE kept AS SELECT 1 AS id");
+        let postmaster = host.postmaster_pid();
+        let file = faults::s7_data_directory_permissions::inject_mode_of_a_table(&host, "kept");
+        let denied = host.try_psql("SELECT id FROM kept");
+        assert!(denied.stderr.contains("Permission denied"), "{denied}");
+        // All files are looked at when the watchdog begins, and then every ten minutes.
+        host.sh("systemctl restart pg-watchdog");
+        host.wait_until("it is healed", SOON, || !host.recoveries().is_empty());
+        healed(&host, ledger, "S7", SOON);
+        assert_eq!(host.psql("SELECT id FROM kept"), "1");
+        assert_eq!((host.file(&file).mode() & 0o777, host.postmaster_pid()), (0o600, postmaster));
+    }
+
     fn a_bad_line_in_postgresql_conf_is_undone_and_kept_beside(host: Host) {
         let ledger = ledger_of(&host);
         faults::c1_bad_postgresql_conf::inject(&host);
@@ -175,6 +217,25 @@ facts_on_both_suites! {
         faults::c3_missing_preload_library::inject(&host);
         healed(&host, ledger, "C3", SOON);
         assert_eq!(host.psql("SHOW shared_preload_libraries"), "");
+    }
+
+    fn settings_that_do_not_go_together_are_undone(host: Host) {
+        // What is undone is what it last ran with: room for prepared transactions, and one of them.
+        host.psql("ALTER SYSTEM SET max_prepared_transactions = 5");
+        host.sh(&format!("systemctl restart {}", host.unit()));
+        let ledger = ledger_of(&host);
+        host.psql("BEGIN; CREATE TABLE prepared (id int); PREPARE TRANSACTION 'waits'");
+        host.wait_until("this configuration is the last good one", SOON, || {
+            host.run("grep -l max_prepared_transactions /var/lib/pg-recovery/points/*-good/*").success()
+        });
+        for setting in ["wal_level = minimal", "listen_addresses = '192.0.2.1'", "max_prepared_transactions = 0"] {
+            let healings = host.recoveries().len();
+            assert!(!faults::c3_missing_preload_library::inject_setting(&host, setting).success());
+            host.wait_until(setting, SOON, || host.recoveries().len() > healings);
+            assert_eq!(host.recoveries().last().expect("there is one")["outcome"], "recovered", "{setting}");
+        }
+        healed(&host, ledger, "C3", SOON);
+        assert_eq!(host.psql("SELECT gid FROM pg_prepared_xacts"), "waits");
     }
 
     fn a_long_crash_recovery_is_left_alone(host: Host) {

@@ -286,6 +286,69 @@ facts_on_both_suites! {
         assert_eq!(history.lines().count(), 4, "{history}");
     }
 
+    fn a_recovery_that_does_not_hold_counts_like_one_that_failed(host: Host) {
+        alone(&host);
+        let die = || {
+            faults::p1_postmaster_killed::inject(&host);
+            host.wait_for_state(&host.unit(), "failed", SOON);
+        };
+        for _ in 0..3 {
+            die();
+            assert_eq!(recover(&host), 0);
+            assert!(host.is_accepting());
+            // It is well in between; that alone is no reason to forget.
+            assert_eq!(recover(&host), 0);
+        }
+        die();
+        assert_eq!(recover(&host), 1);
+        host.journal_of("pg-recover").says("0 failed and 3 did not hold for 10min").says("manual intervention required");
+        assert_eq!(recover(&host), 0);
+        assert_eq!(host.state_of(&host.unit()), "failed");
+        host.sh("pg-recover reset");
+        assert_eq!(recover(&host), 0);
+        assert!(host.is_accepting());
+    }
+
+    fn commits_that_are_missing_after_a_recovery_are_for_a_person_at_once(host: Host) {
+        alone(&host);
+        // As if the server had once flushed a terabyte more than it has now.
+        for path in [
+            format!("/run/pg-recovery/evidence/{}-main.json", host.version()),
+            format!("/var/lib/pg-recovery/evidence/{}-main/evidence.json", host.version()),
+        ] {
+            let file = host.file(&path);
+            let mut evidence: serde_json::Value = serde_json::from_str(&file.read()).expect("it is JSON");
+            evidence["flush_lsn"] = (1u64 << 40).into();
+            file.write(evidence.to_string());
+        }
+        let postmaster = faults::p2_postmaster_stopped::inject(&host);
+        assert_eq!(recover(&host), 1);
+        host.journal_of("pg-recover").says("had been flushed: commits are missing").says("manual intervention required");
+        let record = host.recoveries().pop().expect("on record");
+        assert_eq!(record["outcome"], "manual", "{record:#}");
+        // It serves clients; nothing more is done to it until a person has looked.
+        assert_eq!(host.postmaster_pid(), postmaster);
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        assert_eq!(recover(&host), 0);
+        assert_eq!(host.state_of(&host.unit()), "failed");
+    }
+
+    fn a_configuration_that_its_owner_cannot_read_is_put_back_and_kept(host: Host) {
+        alone(&host);
+        let conf = format!("{}/postgresql.conf", host.configuration_directory());
+        host.sh(&format!("chown root:root {conf} && chmod 600 {conf}"));
+        host.operator_stops(&host.unit());
+        host.run(&format!("systemctl start {}", host.unit()));
+        asked_by_checks(&host);
+        assert_eq!(recover(&host), 0);
+        assert!(host.is_accepting());
+        let record = host.recoveries().pop().expect("on record");
+        assert_eq!(record["fault"], "C1", "{record:#}");
+        assert_eq!(host.file(&conf).owner(), host.uid_of("postgres"));
+        host.sh(&format!("ls {conf}.broken-*"));
+    }
+
     fn a_setting_that_keeps_commits_durable_is_never_put_back(host: Host) {
         alone(&host);
         let conf = host.file(&format!("{}/postgresql.conf", host.configuration_directory()));
@@ -356,7 +419,7 @@ facts_on_both_suites! {
 
     fn a_run_killed_before_any_of_its_steps_is_finished_by_the_next(host: Host) {
         alone(&host);
-        host.configure(QUICK_LADDER);
+        host.configure(&format!("{QUICK_LADDER}max_attempts = 100\n"));
         let ledger = host.ledger();
         // Two repairs and a start, a restart of a hung server, and what is proven at the end.
         type Inject = fn(&Host);
@@ -472,4 +535,50 @@ fn a_cluster_that_cannot_be_repaired_does_not_keep_another_from_it() {
     assert_eq!(recover(&host), 69);
     host.psql_on(&second, "SELECT 1");
     host.journal_of("pg-recover").says("pg_control is missing");
+}
+
+/// One pg-recovery.service serves all clusters; one that takes long must not keep it from the others.
+#[test]
+fn a_cluster_that_dies_while_another_is_being_recovered_is_recovered_too() {
+    let host = Host::boot(Suite::Trixie);
+    let second = host.create_cluster("second");
+    alone(&host);
+    host.configure("[recover]\nfast_stop_timeout = \"60s\"\n");
+    keep_stopped(&host);
+    host.start("pg-recovery.service");
+    host.wait_for_journal("pg-recover", "step 2 stop-fast", SOON);
+    host.signal(host.postmaster_pid_of(&second), Signal::SIGKILL);
+    host.wait_for_state(&second.unit(), "failed", SOON);
+    host.wait_until("the second cluster is back", Duration::from_secs(40), || {
+        host.try_psql_on(&second, "SELECT 1").success()
+    });
+    assert_eq!(host.state_of("pg-recovery.service"), "activating");
+    assert!(!host.is_accepting());
+}
+
+/// A volume that never answers, such as one on a file server that is gone, holds up nothing but its own cluster.
+#[test]
+fn a_dead_volume_holds_up_nothing_but_its_own_cluster() {
+    let host = Host::boot(Suite::Bookworm);
+    let second = host.create_cluster("second");
+    host.operator_stops(&second.unit());
+    let good = format!("ls -d /var/lib/pg-recovery/points/*-{}-main-good", host.version());
+    host.wait_until("the good configuration is saved", SOON, || host.run(&good).success());
+    faults::s6_dead_volume::inject(&host, &second.data_directory());
+    // An innocent program waits for that volume, and is one of those that may have a data directory to themselves.
+    host.run_as_unit("waiting", "root", &format!("exec tar -cf /dev/null {}/base", second.data_directory()));
+    faults::p1_postmaster_killed::inject(&host);
+    host.wait_until_accepting(SOON);
+    host.sh("systemctl stop --no-block pg-watchdog.service pg-health-check.timer");
+    host.wait_for_journal("pg-watchdog", "no longer watching", SOON);
+    faults::p2_postmaster_stopped::inject(&host);
+    host.start("pg-recovery.service");
+    host.wait_until_accepting(SOON);
+    // Its answer is there; the program itself cannot end while one of its threads waits for that volume.
+    host.run_as_unit("check", "root", &format!("pg-health-check --json --cluster {} > /answer", host.cluster()));
+    host.wait_until("the check has answered", SOON, || host.file("/answer").read().contains("\"checks\""));
+    let answer: serde_json::Value = serde_json::from_str(&host.file("/answer").read()).expect("it is JSON");
+    assert_ne!(answer["clusters"][0]["status"], "critical", "{answer:#}");
+    host.sh("systemctl stop dead-volume");
+    host.wait_for_state("pg-watchdog.service", "inactive", SOON);
 }

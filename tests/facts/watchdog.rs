@@ -427,7 +427,7 @@ facts_on_both_suites! {
         assert_ne!(saved("pg_control.1"), saved("pg_control"));
         host.psql("CREATE TABLE u AS SELECT generate_series(1, 1000)");
         host.psql("CHECKPOINT");
-        host.wait_until("the sizes are saved", SOON, || host.file(&format!("{folder}/sizes")).exists());
+        host.wait_until("the files are listed", SOON, || host.file(&format!("{folder}/files")).exists());
         let flushed: u64 = host.psql("SELECT pg_current_wal_flush_lsn() - '0/0'").parse().expect("a number");
         let volatile = host.file(&format!("/run/pg-recovery/evidence/{}-main.json", host.version()));
         host.wait_until("the flush position is known", SOON, || {

@@ -20,6 +20,7 @@ pub mod p8_postmaster_pid_removed;
 pub mod p9_orphan_backend;
 pub mod s11_newest_wal_removed;
 pub mod s2_wal_disk_full;
+pub mod s6_dead_volume;
 pub mod s7_data_directory_permissions;
 pub mod s9_pg_control_missing;
 pub mod session;

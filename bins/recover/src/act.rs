@@ -1,19 +1,23 @@
 //! The steps, carried out. Each one looks again before it touches anything, and may be repeated.
 
-use std::os::fd::AsFd;
+use std::collections::BTreeSet;
+use std::fs::Permissions;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, fchmod, fstat};
-use nix::unistd::fchown;
+use nix::unistd::{Gid, fchown, fchownat};
 use shared::client::Refusal;
 use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::control::Control;
 use shared::evidence;
+use shared::modes::{self, Wrong};
 use shared::pidfile::{self, LockFile};
 use shared::point::Copy;
 use shared::process::{self, Pidfd, Process};
@@ -301,17 +305,66 @@ impl Actor<'_> {
             return Err(Error::failed(format!("{} is not the data directory that was recorded", path.display())));
         }
         let before = fstat(folder.as_fd()).map_err(|e| bad("look at", e))?;
-        fchown(folder.as_fd(), Some(owner.uid), Some(nix::unistd::Gid::from_raw(gid)))
-            .map_err(|e| bad("change the owner of", e))?;
-        fchmod(folder.as_fd(), Mode::from_bits_truncate(mode)).map_err(|e| bad("change the mode of", e))?;
-        Ok(format!(
-            "{}: was {:04o} of {}:{}, is {mode:04o} of {}:{gid}",
-            path.display(),
-            before.st_mode & 0o7777,
-            before.st_uid,
-            before.st_gid,
-            owner.uid
-        ))
+        let mut told = Vec::new();
+        if (before.st_mode & 0o7777, before.st_uid) != (mode, owner.uid.as_raw()) {
+            fchown(folder.as_fd(), Some(owner.uid), Some(Gid::from_raw(gid)))
+                .map_err(|e| bad("change the owner of", e))?;
+            fchmod(folder.as_fd(), Mode::from_bits_truncate(mode)).map_err(|e| bad("change the mode of", e))?;
+            told.push(format!(
+                "{}: was {:04o} of {}:{}, is {mode:04o} of {}:{gid}",
+                path.display(),
+                before.st_mode & 0o7777,
+                before.st_uid,
+                before.st_gid,
+                owner.uid
+            ));
+        }
+        let ours = evidence::inodes(&self.cluster.name());
+        // What is in a folder that is wrong shows when that one is right.
+        for _ in 0..=modes::DEPTH {
+            for wrong in modes::wrong(self.cluster)? {
+                self.restore_mode_of(folder.as_fd(), &wrong, gid, mode, &ours)?;
+                if told.len() < 10 {
+                    told.push(wrong.describe());
+                }
+            }
+        }
+        Ok(told.join("; "))
+    }
+
+    /// Something in the data directory; the server gives its folders and files the mode of the data directory, files
+    /// without the x (src/common/file_perm.c). `mode` is 0700 or 0750.
+    fn restore_mode_of(
+        &self,
+        folder: BorrowedFd,
+        wrong: &Wrong,
+        gid: u32,
+        mode: u32,
+        ours: &BTreeSet<u64>,
+    ) -> Result<()> {
+        let shown = wrong.path.display();
+        let bad = |what: &str, e: nix::Error| Error::failed(format!("could not {what} {shown}: {}", e.desc()));
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV);
+        let target = openat2(folder, &wrong.path, how).map_err(|e| bad("open", e))?;
+        let link = PathBuf::from(format!("/proc/self/fd/{}", target.as_raw_fd()));
+        let meta = std::fs::metadata(&link)?;
+        if modes::is_wrong(&meta, &self.cluster.owner).is_none() {
+            return Ok(());
+        }
+        if wrong.is_foreign {
+            // Whoever can write here could have moved or linked somebody else's file to this place.
+            if !ours.contains(&meta.ino()) || (meta.is_file() && meta.nlink() != 1) {
+                return Err(Error::failed(format!("{shown} was never seen to belong to {}", self.cluster.owner.name))
+                    .hint("Look at it, and chown it or move it away by hand."));
+            }
+            fchownat(&target, "", Some(self.cluster.owner.uid), Some(Gid::from_raw(gid)), AtFlags::AT_EMPTY_PATH)
+                .map_err(|e| bad("change the owner of", e))?;
+        }
+        let mode = if meta.is_dir() { mode } else { mode & 0o640 };
+        self.cluster.owner.act(|| std::fs::set_permissions(&link, Permissions::from_mode(mode)))??;
+        Ok(())
     }
 
     fn restore_configuration(&self, restore: &[PathBuf], set_aside: &[PathBuf]) -> Result<String> {

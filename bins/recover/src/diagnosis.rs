@@ -4,6 +4,7 @@ use serde::Serialize;
 use shared::client::Refusal;
 use shared::config::{Config, OnCleanStop};
 use shared::control::{ControlError, DbState};
+use shared::modes::Wrong;
 use shared::pidfile::LockFile;
 use shared::process::Identity;
 use shared::standing::Standing;
@@ -42,7 +43,7 @@ pub enum Fault {
     SocketDirectory,
     /// S9: pg_control is missing or damaged, and there is a copy that WAL proves to be good enough.
     ControlFile,
-    /// S7: owner or mode of the data directory.
+    /// S7: owner or mode of the data directory, or of something in it.
     Mode,
     /// C1, C2, C3: the configuration does not let it start.
     Configuration(&'static str),
@@ -88,7 +89,7 @@ impl Fault {
             Fault::LockFileGone => "postmaster.pid was removed or replaced under the running server",
             Fault::Orphans => "processes of the dead postmaster live on",
             Fault::SocketDirectory => "the socket directory cannot be used",
-            Fault::Mode => "the data directory has the wrong owner or mode",
+            Fault::Mode => "the data directory, or something in it, has the wrong owner or mode",
             Fault::Configuration(_) => "the configuration does not let it start",
             Fault::NotOurs("L1") => "all connection slots are in use",
             Fault::NotOurs("S2") => "there is no room for WAL",
@@ -173,6 +174,10 @@ fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
                     },
                     |()| Fault::ControlFile,
                 )
+            }
+            _ if !facts.wrong_modes.is_empty() => {
+                evidence.push(describe_modes(facts));
+                Fault::Mode
             }
             _ => Fault::Well,
         },
@@ -273,6 +278,10 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
         evidence.push("it was told to stop at once".into());
         return Fault::StoppedOnPurpose;
     }
+    if !facts.wrong_modes.is_empty() {
+        evidence.push(describe_modes(facts));
+        return Fault::Mode;
+    }
     if let Some(why) = &facts.configuration.unchecked {
         evidence.push(why.clone());
         return Fault::Unknown;
@@ -328,6 +337,13 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
         return Fault::Configuration("C3");
     }
     if clean && !facts.stopped_by_us { Fault::Down } else { Fault::Killed }
+}
+
+fn describe_modes(facts: &Facts) -> String {
+    let shown: Vec<String> = facts.wrong_modes.iter().take(3).map(Wrong::describe).collect();
+    let more =
+        if facts.wrong_modes.len() > 3 { format!(", and {} more", facts.wrong_modes.len() - 3) } else { String::new() };
+    format!("{}{more}", shown.join(", "))
 }
 
 fn ended_by_itself(facts: &Facts) -> bool {

@@ -11,6 +11,7 @@ use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::control::{Control, ControlError};
 use shared::evidence::{self, Evidence};
+use shared::modes::{self, Wrong};
 use shared::pidfile::LockFile;
 use shared::point::{self, Copy};
 use shared::prestart::{self, Obstacle};
@@ -73,6 +74,8 @@ pub struct Facts {
     pub held: Option<&'static str>,
     /// Why a start is not safe; only looked at when no postmaster runs.
     pub obstacles: Vec<Obstacle>,
+    /// What in the data directory has the wrong owner or mode.
+    pub wrong_modes: Vec<Wrong>,
     pub socket_directory: Result<(), String>,
     pub configuration: Configuration,
     /// The server's last FATAL since it was last seen well, or since our own last start, and its class.
@@ -182,6 +185,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
     Ok(Facts {
         saved_lock_file: saved_lock_file(cluster, &family),
         held,
+        wrong_modes: modes::wrong(cluster)?,
         asked_by_checks: asked_by_checks(cluster, config, evidence.as_ref()),
         socket_directory: socket_directory(cluster),
         stopped_by_us: memory.stopped_by_us,

@@ -37,7 +37,7 @@ pub enum Step {
     CreateSocketDirectory,
     /// The newest copy of pg_control from which on WAL is complete.
     RestoreControlFile,
-    /// Owner and mode of the data directory, as recorded.
+    /// Owner and mode of the data directory, as recorded, and of what is in it, as the server makes its files.
     RestoreMode,
     /// These files as they were when the server last ran with them; new files that are wrong are set aside.
     RestoreConfiguration {
@@ -150,7 +150,10 @@ fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
             };
             Some((Step::RestoreControlFile, why)).into_iter().chain(Some(start).filter(|_| !running)).collect()
         }
-        Fault::Mode => vec![(Step::RestoreMode, "exactly this folder, to what was recorded while it ran"), start],
+        Fault::Mode => {
+            let restore = (Step::RestoreMode, "exactly what is wrong, to what it was while it ran");
+            Some(restore).into_iter().chain(Some(start).filter(|_| facts.family.postmaster.is_none())).collect()
+        }
         Fault::Configuration(class) => restore(facts, class).map_or_else(Vec::new, |step| {
             vec![(step, "the configuration that it last ran with; the new one is kept beside"), start]
         }),
@@ -190,6 +193,7 @@ mod tests {
     use shared::client::Refusal;
     use shared::config::Config;
     use shared::control::{Control, ControlError, DbState};
+    use shared::modes::Wrong;
     use shared::pidfile::{LockFile, PidFile};
     use shared::prestart::Obstacle;
     use shared::process::{Family, Identity, Process};
@@ -239,6 +243,7 @@ mod tests {
             moves: false,
             held: None,
             obstacles: Vec::new(),
+            wrong_modes: Vec::new(),
             socket_directory: Ok(()),
             configuration: Configuration::default(),
             failure: None,
@@ -304,6 +309,7 @@ mod tests {
             ..killed()
         };
         let lost = |facts| Facts { control: Err(ControlError::Missing), control_copy: Ok(()), ..facts };
+        let wrong = || vec![Wrong { path: "base/5/16384".into(), is_foreign: false }];
         let sockets = Facts { socket_directory: Err("x".into()), ..killed() };
         let cases: Vec<(Facts, &str, &[&str])> = vec![
             (killed(), "P1", &["start"]),
@@ -316,6 +322,8 @@ mod tests {
             (orphans, "P9", &["end-orphans", "start"]),
             (sockets, "P11", &["create-socket-directory", "start"]),
             (Facts { obstacles: obstacle("S7"), ..killed() }, "S7", &["restore-mode", "start"]),
+            (Facts { wrong_modes: wrong(), ..killed() }, "S7", &["restore-mode", "start"]),
+            (Facts { wrong_modes: wrong(), ..well() }, "S7", &["restore-mode"]),
             (lost(well()), "S9", &["restore-control-file"]),
             (lost(Facts { obstacles: obstacle("S9"), ..killed() }), "S9", &["restore-control-file", "start"]),
         ];

@@ -291,7 +291,7 @@ impl<'a> Recovery<'a> {
             return match unproven {
                 Unproven::Silent(_) => self.failed(),
                 // No further try brings it back, and each one may bury what a person could still find.
-                Unproven::Lost(why) => self.require_a_person(&why),
+                Unproven::Lost(why) => self.require_a_person(&why, "manual"),
             };
         }
         self.verdict.value = past(&self.verdict.value);
@@ -346,14 +346,14 @@ impl<'a> Recovery<'a> {
             0 => format!("{failed} recoveries in a row failed"),
             _ => format!("of the last recoveries {failed} failed and {brief} did not hold for {window}min"),
         };
-        self.require_a_person(&format!("{how}, no more will be tried"))
+        self.require_a_person(&format!("{how}, no more will be tried"), "failed")
     }
 
-    fn require_a_person(&mut self, why: &str) -> Code {
+    fn require_a_person(&mut self, why: &str, outcome: &str) -> Code {
         self.verdict.value.manual = true;
         self.verdict.save_or_warn();
         self.alarm(why);
-        self.finish("manual", Code::Failed)
+        self.finish(outcome, Code::Failed)
     }
 
     fn alarm(&self, what: &str) {

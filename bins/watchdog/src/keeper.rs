@@ -1,10 +1,11 @@
 //! Saves what will be needed after a crash, while the cluster is well: see shared::evidence for what and where, and
 //! shared::point for the configuration that the server was seen to run with.
 
-use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::fs::Metadata;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use shared::client::Session;
@@ -14,15 +15,18 @@ use shared::control::{self, Control, ControlError, Lsn};
 use shared::evidence::{self, Evidence};
 use shared::pidfile::{self, PidFile};
 use shared::state::{self, State};
-use shared::{Result, point};
+use shared::{Result, modes, point};
 
 use crate::look::Beat;
 
 /// The flush position goes to the disk no more often than this.
 const DISK_EVERY: Duration = Duration::from_secs(30);
-const SIZES_EVERY: Duration = Duration::from_secs(600);
+/// All files of a cluster are looked at no more often than this, and once more soon after something was found.
+const SURVEY_EVERY: Duration = Duration::from_secs(600);
+const SURVEY_AGAIN: Duration = Duration::from_secs(60);
 /// After a write failed: a disk that is full now will not have room in a second.
 const RETRY: Duration = Duration::from_secs(600);
+const SURVEY_STACK: usize = 256 << 10;
 const GOOD_EVERY: Duration = Duration::from_secs(30);
 
 /// A file's identity and times: mtime, ctime, size, inode.
@@ -41,9 +45,13 @@ pub struct Keeper {
     saved: Option<(Lsn, Instant)>,
     /// In memory.
     volatile: Lsn,
-    /// When the relations were walked through.
-    walked: Option<Instant>,
-    /// Checkpoints completed since then, while `sizes.next` waits for them.
+    /// When the next survey is due; at once when absent.
+    survey_at: Option<Instant>,
+    /// A survey that is under way.
+    survey: Option<Receiver<io::Result<Survey>>>,
+    /// What was found with the wrong owner or mode.
+    wrong: Option<String>,
+    /// Checkpoints completed since the sizes were taken, while `files.next` waits for them.
     checkpoints: Option<u32>,
     not_before: Option<Instant>,
     good: Option<Signature>,
@@ -66,7 +74,9 @@ impl Keeper {
             lock_file: Vec::new(),
             saved: None,
             volatile: Lsn::default(),
-            walked: None,
+            survey_at: None,
+            survey: None,
+            wrong: None,
             checkpoints: None,
             not_before: None,
             good: None,
@@ -87,7 +97,9 @@ impl Keeper {
         self.lock_file.clear();
         self.saved = None;
         self.volatile = Lsn::default();
-        self.walked = None;
+        self.survey_at = None;
+        self.survey = None;
+        self.wrong = None;
         self.checkpoints = None;
         self.good = None;
     }
@@ -131,9 +143,7 @@ impl Keeper {
                 self.not_before = Some(Instant::now() + RETRY);
             }
         }
-        if checkpoint {
-            self.keep_sizes(cluster);
-        }
+        self.survey(cluster, checkpoint);
     }
 
     /// Why the running server has no pg_control to write its next checkpoint into (S9); seen twice.
@@ -183,30 +193,54 @@ impl Keeper {
         }
     }
 
-    /// Sizes seen at a walk are sure to be on the disk when a checkpoint that began after it is completed. The first one
-    /// that is completed may have begun before, the second has not; until then they wait as `sizes.next`.
-    fn keep_sizes(&mut self, cluster: &Cluster) {
-        if !self.may_write() {
+    /// What of the cluster's files has the wrong owner or mode (S7), if that is news.
+    pub fn take_wrong(&mut self) -> Option<String> {
+        let wrong = self.wrong.take()?;
+        self.survey_at = Some(Instant::now() + SURVEY_AGAIN);
+        Some(wrong)
+    }
+
+    /// Looks at all files now and then, in a thread of its own: there may be many.
+    ///
+    /// Sizes seen are sure to be on the disk when a checkpoint that began after it is completed. The first one that is
+    /// completed may have begun before, the second has not; until then they wait as `files.next`.
+    fn survey(&mut self, cluster: &Cluster, checkpoint: bool) {
+        let next = self.folder.join("files.next");
+        if checkpoint {
+            self.checkpoints = self.checkpoints.map(|n| n + 1);
+        }
+        if self.checkpoints.is_some_and(|n| n >= 2) && self.may_write() {
+            self.checkpoints = None;
+            let renamed = std::fs::rename(&next, self.folder.join("files"));
+            if let Err(why) = renamed.and_then(|()| state::sync_folder(&self.folder)) {
+                self.complain("the list of files", &why);
+            }
+        }
+        if let Some(answer) = self.survey.as_ref().map(Receiver::try_recv) {
+            match answer {
+                Err(TryRecvError::Empty) => return,
+                Ok(Ok(survey)) => {
+                    self.wrong = survey.wrong;
+                    if survey.has_list {
+                        self.checkpoints = Some(0);
+                    }
+                }
+                Ok(Err(why)) => self.complain("the list of files", &why),
+                Err(TryRecvError::Disconnected) => {}
+            }
+            self.survey = None;
+        }
+        if self.survey_at.is_some_and(|at| Instant::now() < at) {
             return;
         }
-        let next = self.folder.join("sizes.next");
-        self.checkpoints = self.checkpoints.map(|n| n + 1);
-        if self.checkpoints.is_some_and(|n| n >= 2) {
-            self.checkpoints = None;
-            let renamed = std::fs::rename(&next, self.folder.join("sizes"));
-            if let Err(why) = renamed.and_then(|()| state::sync_folder(&self.folder)) {
-                self.complain("sizes", &why);
-            }
-        }
-        if self.checkpoints.is_none() && self.walked.is_none_or(|at| at.elapsed() >= SIZES_EVERY) {
-            match walk(cluster, &next) {
-                Ok(()) => {
-                    self.walked = Some(Instant::now());
-                    self.checkpoints = Some(0);
-                }
-                Err(why) => self.complain("sizes", &why),
-            }
-        }
+        self.survey_at = Some(Instant::now() + SURVEY_EVERY);
+        let (give, take) = mpsc::channel();
+        let (cluster, list) = (cluster.clone(), (self.checkpoints.is_none() && self.may_write()).then_some(next));
+        let work = move || {
+            let _ = give.send(survey(&cluster, list.as_deref()));
+        };
+        let started = std::thread::Builder::new().name("survey".into()).stack_size(SURVEY_STACK).spawn(work);
+        self.survey = started.is_ok().then_some(take);
     }
 
     /// Makes a recovery point of the configuration when the server is known to run with exactly these files.
@@ -279,51 +313,38 @@ async fn runs_with(session: &Session, signature: &Signature, patience: Duration)
     rows.first().and_then(|row| row.first()?.as_deref()) == Some("t")
 }
 
-/// Writes "path size" for each relation file, folder by folder, so that a cluster of many tables needs no memory.
-fn walk(cluster: &Cluster, to: &Path) -> io::Result<()> {
-    let _ = std::fs::remove_file(to);
+struct Survey {
+    wrong: Option<String>,
+    has_list: bool,
+}
+
+/// Looks at all files. While all are as they should be, writes "path size inode" for each to `list`.
+fn survey(cluster: &Cluster, list: Option<&Path>) -> io::Result<Survey> {
+    let wrong = modes::wrong(cluster).map_err(|why| io::Error::other(why.message))?;
+    if let Some(first) = wrong.first() {
+        let others = if wrong.len() > 1 { format!(", and {} more", wrong.len() - 1) } else { String::new() };
+        return Ok(Survey { wrong: Some(format!("{}{others}", first.describe())), has_list: false });
+    }
+    let Some(list) = list else { return Ok(Survey { wrong: None, has_list: false }) };
+    let _ = std::fs::remove_file(list);
     let file = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-        .open(to)?;
+        .open(list)?;
+    // Line by line, so that a cluster of many tables needs no memory.
     let mut out = io::BufWriter::new(file);
-    let mut folders = vec![PathBuf::from("global")];
-    let below = |folder: &Path| -> Vec<PathBuf> {
-        let names = |folder: &Path| {
-            let entries = std::fs::read_dir(cluster.data_directory.join(folder)).into_iter().flatten().flatten();
-            entries.map(|e| folder.join(e.file_name())).collect()
-        };
-        cluster.owner.act(|| names(folder)).unwrap_or_default()
+    let mut written = Ok(());
+    let line = |path: &Path, meta: &Metadata| {
+        if written.is_ok() {
+            written = writeln!(out, "{} {} {}", path.display(), meta.len(), meta.ino());
+        }
     };
-    folders.extend(below(Path::new("base")));
-    for tablespace in below(Path::new("pg_tblspc")) {
-        for version in below(&tablespace) {
-            folders.extend(below(&version));
-        }
-    }
-    for folder in folders {
-        let lines = cluster.owner.act(|| sizes_in(&cluster.data_directory, &folder));
-        out.write_all(lines.unwrap_or_default().as_bytes())?;
-    }
-    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
-}
-
-fn sizes_in(data_directory: &Path, folder: &Path) -> String {
-    let mut lines = String::new();
-    for entry in std::fs::read_dir(data_directory.join(folder)).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        // Relation files begin with their number; temporary ones with "t", which recovery does not bring back.
-        if name.starts_with(|c: char| c.is_ascii_digit())
-            && let Ok(meta) = entry.metadata()
-            && meta.is_file()
-        {
-            let _ = writeln!(lines, "{}/{name} {}", folder.display(), meta.len());
-        }
-    }
-    lines
+    modes::each(&cluster.data_directory, &cluster.owner, line).map_err(|why| io::Error::other(why.message))?;
+    written?;
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+    Ok(Survey { wrong: None, has_list: true })
 }
 
 /// Makes the file of the cluster's lock: sensors open it for reading only.

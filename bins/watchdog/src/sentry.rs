@@ -241,6 +241,9 @@ impl Sentry {
                 if let Some(why) = self.keeper.control_lost().map(String::from) {
                     self.hand_over("S9", &format!("its server runs, and {why}"));
                 }
+                if let Some(wrong) = self.keeper.take_wrong() {
+                    self.hand_over("S7", &format!("its server runs, and {wrong}"));
+                }
                 if let Some(session) = &look.session {
                     self.keeper.keep_good(&self.cluster, session, self.config.watchdog.answer_timeout).await;
                 }
