@@ -174,7 +174,7 @@ facts_on_both_suites! {
         let (data, listed) = (host.data_directory(), format!("/var/lib/pg-recovery/evidence/{}-main/files.next", host.version()));
         host.wait_until("the files are listed", SOON, || host.file(&listed).exists());
         // Root's own, which was never the server's.
-        host.sh(&format!("touch {data}/base/notes && chmod 600 {data}/base/notes"));
+        host.sh(&format!("echo secret > {data}/base/notes && chmod 600 {data}/base/notes"));
         faults::s7_data_directory_permissions::inject_owner_of_all(&host);
         healed(&host, ledger, "S7", SOON);
         let foreign = host.sh(&format!("cd {data} && find base global pg_* PG_VERSION postgresql.auto.conf ! -user postgres"));
@@ -226,7 +226,7 @@ facts_on_both_suites! {
         let ledger = ledger_of(&host);
         host.psql("BEGIN; CREATE TABLE prepared (id int); PREPARE TRANSACTION 'waits'");
         host.wait_until("this configuration is the last good one", SOON, || {
-            host.run("grep -l max_prepared_transactions /var/lib/pg-recovery/points/*-good/*").success()
+            host.run("grep -l \"max_prepared_transactions = '5'\" /var/lib/pg-recovery/points/*-good/*").success()
         });
         for setting in ["wal_level = minimal", "listen_addresses = '192.0.2.1'", "max_prepared_transactions = 0"] {
             let healings = host.recoveries().len();

@@ -1,6 +1,5 @@
 //! The steps, carried out. Each one looks again before it touches anything, and may be repeated.
 
-use std::collections::BTreeSet;
 use std::fs::Permissions;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -319,11 +318,10 @@ impl Actor<'_> {
                 owner.uid
             ));
         }
-        let ours = evidence::inodes(&self.cluster.name());
         // What is in a folder that is wrong shows when that one is right.
         for _ in 0..=modes::DEPTH {
             for wrong in modes::wrong(self.cluster)? {
-                self.restore_mode_of(folder.as_fd(), &wrong, gid, mode, &ours)?;
+                self.restore_mode_of(folder.as_fd(), &wrong, gid, mode)?;
                 if told.len() < 10 {
                     told.push(wrong.describe());
                 }
@@ -334,14 +332,7 @@ impl Actor<'_> {
 
     /// Something in the data directory; the server gives its folders and files the mode of the data directory, files
     /// without the x (src/common/file_perm.c). `mode` is 0700 or 0750.
-    fn restore_mode_of(
-        &self,
-        folder: BorrowedFd,
-        wrong: &Wrong,
-        gid: u32,
-        mode: u32,
-        ours: &BTreeSet<u64>,
-    ) -> Result<()> {
+    fn restore_mode_of(&self, folder: BorrowedFd, wrong: &Wrong, gid: u32, mode: u32) -> Result<()> {
         let shown = wrong.path.display();
         let bad = |what: &str, e: nix::Error| Error::failed(format!("could not {what} {shown}: {}", e.desc()));
         let how = OpenHow::new()
@@ -354,9 +345,9 @@ impl Actor<'_> {
             return Ok(());
         }
         if wrong.is_foreign {
-            // Whoever can write here could have moved or linked somebody else's file to this place.
-            if !ours.contains(&meta.ino()) || (meta.is_file() && meta.nlink() != 1) {
-                return Err(Error::failed(format!("{shown} was never seen to belong to {}", self.cluster.owner.name))
+            // A second name of a file somewhere else is not ours alone.
+            if meta.is_file() && meta.nlink() != 1 {
+                return Err(Error::failed(format!("{shown} belongs to another user and is a hard link"))
                     .hint("Look at it, and chown it or move it away by hand."));
             }
             fchownat(&target, "", Some(self.cluster.owner.uid), Some(Gid::from_raw(gid)), AtFlags::AT_EMPTY_PATH)

@@ -102,7 +102,8 @@ fn one(cluster: &Cluster, config: &Config) -> Result<Code> {
 }
 
 struct Recovery<'a> {
-    cluster: &'a Cluster,
+    /// As its configuration is now.
+    cluster: Cluster,
     config: &'a Config,
     name: String,
     id: String,
@@ -136,7 +137,7 @@ impl<'a> Recovery<'a> {
             ..Record::default()
         };
         Recovery {
-            cluster,
+            cluster: cluster.clone(),
             config,
             name,
             id,
@@ -152,7 +153,7 @@ impl<'a> Recovery<'a> {
 
     fn run(mut self) -> Result<Code> {
         loop {
-            let facts = facts::look(self.cluster, self.config, &self.memory)?;
+            let facts = facts::look(&self.cluster, self.config, &self.memory)?;
             let diagnosis = diagnose(&facts, self.config, &self.name);
             self.say_diagnosis(&diagnosis);
             let next = plan(&facts, &diagnosis, &self.tried).into_iter().next();
@@ -225,7 +226,7 @@ impl<'a> Recovery<'a> {
             self.verdict.save_or_warn();
         }
         stop_here_for_a_test(self.tried.len() + 1);
-        let actor = Actor { cluster: self.cluster, config: self.config, id: &self.id };
+        let actor = Actor { cluster: &self.cluster, config: self.config, id: &self.id };
         if self.tried.is_empty()
             && let Err(e) = actor.save_evidence()
         {
@@ -242,9 +243,14 @@ impl<'a> Recovery<'a> {
         };
         log::info!(PG_CLUSTER = self.name, PG_STEP = step.name(), PG_RECOVERY_ID = self.id, MESSAGE_ID = STEP;
             "cluster {}: {} {word} after {ms}ms: {detail}", self.name, step.name());
+        if matches!(step, Step::RestoreConfiguration { .. })
+            && let Ok(mut as_it_is_now) = Cluster::select(self.config, std::slice::from_ref(&self.name))
+        {
+            self.cluster = as_it_is_now.remove(0);
+        }
         if outcome.is_ok() {
             // What the server complained about before this is past.
-            self.memory.log_mark = Some(server_log::lengths(self.cluster));
+            self.memory.log_mark = Some(server_log::lengths(&self.cluster));
         }
         let why = format!("{why}; {detail}");
         self.record.steps.push(StepRecord { step: step.name().into(), outcome: word.into(), ms, why });
@@ -279,7 +285,7 @@ impl<'a> Recovery<'a> {
     fn prove(mut self) -> Code {
         stop_here_for_a_test(self.tried.len() + 1);
         let began = Instant::now();
-        let outcome = verify(self.cluster, self.config, self.recorded.as_ref());
+        let outcome = verify(&self.cluster, self.config, self.recorded.as_ref());
         let ms = began.elapsed().as_millis() as u64;
         let (word, why) = match &outcome {
             Ok(proof) => ("ok", proof.clone()),
