@@ -163,7 +163,7 @@ impl Default for Watchdog {
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Recover {
-    /// Failed recoveries in a row before a person is needed.
+    /// Recoveries in a row that fail, or do not hold for `watchdog.restart_window`, before a person is needed.
     pub max_attempts: u32,
     /// How long a start may take until the cluster answers; crash recovery that moves is waited for longer.
     #[serde(deserialize_with = "duration")]
