@@ -147,7 +147,8 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
     let running = if lock_file_lost { &LockFile::Missing } else { &lock_file };
     let mut connection = connect(cluster, config, running, patience);
     let moves = match &connection {
-        Err(Refusal::Starting(_)) => startup_moves(&family, STARTUP_IS_STUCK),
+        // A standby that lets nobody in (hot_standby = off) waits for WAL for as long as there is none.
+        Err(Refusal::Starting(_)) => is_standby(cluster)? || startup_moves(&family, STARTUP_IS_STUCK),
         Err(refusal) if refusal.is_silence() && !stopped => {
             // A connection wakes a living postmaster, however busy the host is; three of them, over ten seconds.
             for _ in 0..2 {
@@ -185,7 +186,8 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
     Ok(Facts {
         saved_lock_file: saved_lock_file(cluster, &family),
         held,
-        wrong_modes: modes::wrong(cluster)?,
+        // Many files take a while, and a server that does not answer has another fault.
+        wrong_modes: if down || connection.is_ok() { modes::wrong(cluster)? } else { Vec::new() },
         asked_by_checks: asked_by_checks(cluster, config, evidence.as_ref()),
         socket_directory: socket_directory(cluster),
         stopped_by_us: memory.stopped_by_us,
@@ -280,6 +282,10 @@ fn is_lost(lock_file: &LockFile, lock_owner: Option<&Identity>, family: &Family)
             Some(Identity::Dead | Identity::Zombie | Identity::Foreign(_)) => file.pid != postmaster.pid,
         },
     }
+}
+
+fn is_standby(cluster: &Cluster) -> Result<bool> {
+    cluster.owner.act(|| cluster.data_directory.join("standby.signal").exists())
 }
 
 /// The copy that pg-watchdog saved names the postmaster that runs.
