@@ -161,7 +161,8 @@ fn checks(suite: Suite, runs: usize, script: &str) -> ExitCode {
     let ours = "User=postgres\nExecStart=/usr/sbin/pg-health-check --count";
     let theirs = "Environment=PG_PASSWORD=secret\nExecStart=/usr/local/sbin/script";
     for (name, lines) in [("ours", ours), ("theirs", theirs)] {
-        let text = format!("[Service]\nType=oneshot\nCPUAccounting=yes\n{lines}\n");
+        // systemd forgets what it knows of a unit that is inactive and that nothing refers to.
+        let text = format!("[Service]\nType=oneshot\nRemainAfterExit=yes\nCPUAccounting=yes\n{lines}\n");
         host.file(&format!("/etc/systemd/system/measured-{name}.service")).write(text);
     }
     let accounting = "/etc/systemd/system/pg-health-check.service.d/measured.conf";
@@ -218,7 +219,7 @@ fn prepare_script(host: &Host, script: &str) {
 
 /// CPU time and wall clock of one start of a unit.
 fn one_pass(host: &Host, unit: &str) -> (Duration, Duration) {
-    host.sh(&format!("systemctl reset-failed; systemctl start {unit}"));
+    host.sh(&format!("systemctl reset-failed; systemctl restart {unit}"));
     let number = |property: &str| -> u64 {
         let text = host.property_of(unit, property);
         text.parse().unwrap_or_else(|_| panic!("{property} of {unit} is {text}"))
