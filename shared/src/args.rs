@@ -33,11 +33,11 @@ impl Args {
                 Long("config") => args.config = Some(parser.value()?.into()),
                 Long("json") => args.json = true,
                 Long("help") | Short('h') => {
-                    print!("{help}");
+                    crate::log::print(help)?;
                     std::process::exit(0);
                 }
                 Long("version") => {
-                    println!("{}", env!("CARGO_PKG_VERSION"));
+                    crate::log::print(concat!(env!("CARGO_PKG_VERSION"), "\n"))?;
                     std::process::exit(0);
                 }
                 Long(flag) if flags.contains(&flag) => args.flags.push(flag.to_string()),

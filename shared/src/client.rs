@@ -52,11 +52,13 @@ impl Refusal {
         matches!(self, Refusal::Timeout | Refusal::BacklogFull)
     }
 
-    /// Worth another try soon: serialization failures, deadlocks, lost connections, no slot, starting (SQLSTATE classes
-    /// 40 and 08, 53300, 57P03; manual, appendix A).
+    /// Worth another try soon: serialization failures, deadlocks, lost connections, no slot, ended by an administrator or
+    /// by the crash of another backend, starting (SQLSTATE classes 40 and 08, 53300, 57P01 to 57P03; manual, appendix A).
     pub fn is_transient(&self) -> bool {
         match self {
-            Refusal::Server(code, _) => code.starts_with("40") || code.starts_with("08") || code == "57P01",
+            Refusal::Server(code, _) => {
+                ["40", "08"].iter().any(|class| code.starts_with(class)) || code == "57P01" || code == "57P02"
+            }
             Refusal::Starting(_) | Refusal::OutOfSlots(_) | Refusal::Broken(_) => true,
             _ => false,
         }
@@ -311,6 +313,7 @@ mod tests {
             count.get()
         };
         assert_eq!(run(Refusal::Server("40001".into(), String::new())), 3);
+        assert_eq!(run(Refusal::Server("57P02".into(), String::new())), 3, "another backend crashed");
         assert_eq!(run(Refusal::Server("42601".into(), String::new())), 1);
         assert_eq!(run(Refusal::Timeout), 1);
     }

@@ -1,8 +1,8 @@
 //! File text -> values with defaults -> a checked `Config`.
 //!
 //! `/etc/pg-recovery/config.toml`, then `config.d/*.toml` beside it in the order of their names; a later file wins key
-//! by key, `[[cluster]]` entries are merged by `name`. Every key is optional. Each file is checked by itself, so that an
-//! error can name its file, line and key; then the merged whole is checked for values that contradict each other.
+//! by key, `[[cluster]]` entries are merged by `name`. Every key is optional. Each file is read by itself, then the merged
+//! whole is checked for values that are out of range or contradict each other; an error names file, line and key.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -259,31 +259,54 @@ impl Config {
 
     fn parse(files: &[(PathBuf, String)]) -> Result<Self> {
         let mut merged = toml::Table::new();
-        let mut each: Vec<(&PathBuf, Config)> = Vec::new();
         for (path, text) in files {
-            let alone: Config = toml::from_str(text).map_err(|e| refuse(path, text, &e))?;
+            let _alone: Config = toml::from_str(text).map_err(|e| refuse(path, text, &e))?;
             let table: toml::Table = toml::from_str(text).map_err(|e| refuse(path, text, &e))?;
             merge(&mut merged, table);
-            each.push((path, alone));
         }
         let config: Config = merged
             .try_into()
             .map_err(|e: toml::de::Error| Error::config(format!("cannot use the configuration: {}", e.message())))?;
-        // What counts is the whole; a file that is wrong by itself is named.
-        config.check("").or_else(|whole| {
-            each.iter().try_for_each(|(path, alone)| alone.check(&format!("{}: ", path.display())))?;
-            Err(whole)
+        config.check().map_err(|(key, why)| {
+            // The last file that has the key decides, or the one that has its counterpart.
+            let find = |key: &str| {
+                let (path, line) = files.iter().rev().find_map(|(path, text)| Some((path, line_of(text, key)?)))?;
+                Some(format!("{}, line {line}", path.display()))
+            };
+            let place = find(&key).or_else(|| find(&key.replace("_warn", "_fail")));
+            Error::config(format!("cannot use {}, key {key}: {why}", place.as_deref().unwrap_or("the configuration")))
+                .hint("Correct this key, or remove it to get its default.")
         })?;
         Ok(config)
     }
 
-    /// Refuses values that contradict each other, by key.
-    fn check(&self, place: &str) -> Result<()> {
-        let refuse = |key: &str, why: String| {
-            Err(Error::config(format!("cannot use the configuration: {place}{key}: {why}"))
-                .hint("Correct this key, or remove it to get its default."))
-        };
+    /// Refuses values that are out of range or contradict each other: the key, and why.
+    fn check(&self) -> Result<(), (String, String)> {
+        let refuse = |key: &str, why: String| Err((key.to_string(), why));
         let h = &self.health;
+        // A time of nothing would make every answer too late, a budget endless, or a stop a SIGKILL; one of a month would
+        // never be over.
+        let (w, r) = (&self.watchdog, &self.recover);
+        for (key, value, least, most) in [
+            ("health.connect_timeout", h.connect_timeout, "100ms", "60s"),
+            ("health.query_warn", h.query_warn, "1ms", "60s"),
+            ("health.query_fail", h.query_fail, "100ms", "60s"),
+            ("health.prepared_transaction_warn", h.prepared_transaction_warn, "1s", "365d"),
+            ("health.certificate_warn", h.certificate_warn, "1s", "3650d"),
+            ("health.certificate_fail", h.certificate_fail, "1s", "3650d"),
+            ("watchdog.restart_window", w.restart_window, "1s", "7d"),
+            ("watchdog.quiet", w.quiet, "1s", "7d"),
+            ("watchdog.heartbeat", w.heartbeat, "100ms", "60s"),
+            ("watchdog.connect_every", w.connect_every, "100ms", "60s"),
+            ("watchdog.answer_timeout", w.answer_timeout, "100ms", "60s"),
+            ("recover.start_timeout", r.start_timeout, "1s", "1d"),
+            ("recover.fast_stop_timeout", r.fast_stop_timeout, "1s", "1h"),
+            ("recover.immediate_stop_timeout", r.immediate_stop_timeout, "1s", "1h"),
+        ] {
+            if parse_duration(least).is_some_and(|d| value < d) || parse_duration(most).is_some_and(|d| value > d) {
+                return refuse(key, format!("must be between {least} and {most}"));
+            }
+        }
         for (key, warn, fail) in [
             ("health.disk_warn", h.disk_warn, h.disk_fail),
             ("health.memory_warn", h.memory_warn, h.memory_fail),
@@ -317,16 +340,6 @@ impl Config {
                 return refuse(key, "must be at least 1".into());
             }
         }
-        for (key, value) in [
-            ("health.connect_timeout", h.connect_timeout),
-            ("watchdog.heartbeat", self.watchdog.heartbeat),
-            ("watchdog.connect_every", self.watchdog.connect_every),
-            ("watchdog.answer_timeout", self.watchdog.answer_timeout),
-        ] {
-            if value < Duration::from_millis(100) || value > Duration::from_secs(60) {
-                return refuse(key, "must be between 100ms and 60s".into());
-            }
-        }
         for entry in &self.cluster {
             if entry.unit.is_some() != (entry.data_directory.is_some() && entry.bin_directory.is_some()) {
                 return refuse(
@@ -336,6 +349,12 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// Names of `[[cluster]]` sections that describe no cluster and fit none of this host: misspelt, or left over.
+    pub fn strangers(&self, is_known: impl Fn(&str) -> bool) -> Vec<&str> {
+        let names = self.cluster.iter().filter(|entry| entry.unit.is_none()).map(|entry| entry.name.as_str());
+        names.filter(|name| !is_known(name)).collect()
     }
 
     fn entry(&self, cluster: &str) -> Option<&ClusterEntry> {
@@ -365,13 +384,33 @@ fn unreadable(path: &Path, e: std::io::Error) -> Error {
 
 /// `cannot use /etc/pg-recovery/config.toml, line 3: unknown field `colour`, ...`
 fn refuse(path: &Path, text: &str, e: &toml::de::Error) -> Error {
-    let at = e.span().map_or(0, |span| span.start);
-    let line = text[..at.min(text.len())].matches('\n').count() + 1;
+    let line = line_at(text, e.span().map_or(0, |span| span.start));
     let source = text.lines().nth(line - 1).unwrap_or("").trim();
     let key = source.split(['=', '#']).next().unwrap_or("").trim();
     let of = if key.is_empty() { String::new() } else { format!(", key {key}") };
     Error::config(format!("cannot use {}, line {line}{of}: {}", path.display(), e.message()))
         .hint("man pg-recovery.toml lists every key with its default.")
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    text[..offset.min(text.len())].matches('\n').count() + 1
+}
+
+/// Where a file has `health.disk_warn` or `cluster 16/main`.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let file = toml::de::DeTable::parse(text).ok()?;
+    let value = match key.strip_prefix("cluster ") {
+        Some(wanted) => {
+            let mut names =
+                file.get_ref().get("cluster")?.get_ref().as_array()?.iter().filter_map(|e| e.get_ref().get("name"));
+            names.find(|name| name.get_ref().as_str().map(canonical).as_deref() == Some(wanted))?
+        }
+        None => {
+            let (section, name) = key.split_once('.')?;
+            file.get_ref().get(section)?.get_ref().get(name)?
+        }
+    };
+    Some(line_at(text, value.span().start))
 }
 
 fn merge(into: &mut toml::Table, from: toml::Table) {
@@ -488,10 +527,36 @@ mod tests {
     }
 
     #[test]
-    fn contradicting_values_are_refused() {
-        for text in ["[health]\ndisk_warn = 95", "[watchdog]\nheartbeat = \"0s\"", "[recover]\nmax_attempts = 0"] {
-            assert!(parse(&[("c", text)]).is_err(), "{text}");
+    fn values_out_of_range_are_refused_with_file_line_and_key() {
+        for (text, place) in [
+            ("[health]\ndisk_warn = 95", "line 2, key health.disk_warn"),
+            ("[health]\nquery_warn = \"6s\"", "line 2, key health.query_warn"),
+            ("[health]\n\ndisk_fail = 70", "line 3, key health.disk_warn"),
+            ("[health]\nquery_fail = \"0s\"", "line 2, key health.query_fail"),
+            ("health = { query_warn = \"1ms\", query_fail = \"30d\" }", "line 1, key health.query_fail"),
+            ("[health]\nconnect_timeout = \"18446744073709551615s\"", "line 2, key health.connect_timeout"),
+            ("[health]\nprepared_transaction_warn = \"0min\"", "line 2, key health.prepared_transaction_warn"),
+            ("[watchdog]\nheartbeat = \"0s\"", "line 2, key watchdog.heartbeat"),
+            ("[watchdog]\nrestart_window = \"0s\"", "line 2, key watchdog.restart_window"),
+            ("[recover]\nimmediate_stop_timeout = \"0s\"", "line 2, key recover.immediate_stop_timeout"),
+            ("[recover]\nfast_stop_timeout = \"30d\"", "line 2, key recover.fast_stop_timeout"),
+            ("[recover]\nmax_attempts = 0", "line 2, key recover.max_attempts"),
+            ("[[cluster]]\nname = \"16-red\"\nunit = \"x\"", "line 2, key cluster 16/red"),
+        ] {
+            let e = parse(&[("a", ""), ("c", text), ("d", "mode = \"heal\"")]).unwrap_err();
+            assert!(e.message.contains(&format!("cannot use c, {place}: ")), "{text}: {}", e.message);
         }
+        for number in ["18446744073709551616s", "18446744073709551615d"] {
+            let e = parse(&[("c", &format!("[watchdog]\nquiet = \"{number}\""))]).unwrap_err();
+            assert!(e.message.contains("cannot use c, line 2, key quiet: "), "{}", e.message);
+        }
+    }
+
+    #[test]
+    fn a_section_for_a_cluster_that_is_not_there_is_noticed() {
+        let text = "[[cluster]]\nname = \"16/mian\"\n[[cluster]]\nname = \"16/main\"\n[[cluster]]\nname = \"9/own\"\n\
+                    unit = \"u\"\ndata_directory = \"/d\"\nbin_directory = \"/b\"";
+        assert_eq!(parse(&[("c", text)]).unwrap().strangers(|name| name == "16/main"), ["16/mian"]);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The journal with its fields under systemd, standard error at a terminal.
 
-use std::io::IsTerminal;
-use std::io::Write;
+use std::io::{ErrorKind, IsTerminal, Write};
 
 use log::kv::{Key, Value, VisitSource};
 use log::{LevelFilter, Log, Metadata, Record};
+
+use crate::error::{Error, Result};
+use crate::exit::Code;
 
 /// MESSAGE_ID of a fault that was recognised (systemd.journal-fields(7)).
 pub const FAULT: &str = "4e7ff9b0c0a64d6cb3b7f3a0a5d5a001";
@@ -28,7 +30,7 @@ pub fn init(identifier: &'static str) {
         log::set_boxed_logger(Box::new(Ours(Terminal))).map_err(std::io::Error::other)
     };
     if let Err(error) = installed {
-        eprintln!("could not open the journal: {error}");
+        let _ = writeln!(std::io::stderr(), "could not open the journal: {error}");
     }
     log::set_max_level(LevelFilter::Info);
 }
@@ -36,6 +38,18 @@ pub fn init(identifier: &'static str) {
 /// Messages of this program go to the journal, so what is printed as well would be there twice.
 pub fn is_journal() -> bool {
     systemd_journal_logger::connected_to_journal()
+}
+
+/// Prints what a program was asked for. A reader that is gone, as in `| head -1`, has what it wanted; println! would end
+/// the program by a panic then.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::with(Code::OsErr, format!("could not write to standard output: {e}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Passes on what our own programs say; what libraries think worth a line (a notice of the server, say) is no news here.

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use host::{Cluster, Host, facts_on_both_suites, faults};
+use host::{Cluster, Disk, Host, Output, facts_on_both_suites, faults};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
 const CHECK: &str = "pg-health-check.service";
+const CREDENTIAL: &str = "/etc/pg-recovery/credentials/application-password";
 
 /// Nothing repairs and nothing checks by itself; what the test machine shares with others is not judged.
 fn quiet(host: &Host, configuration: &str) {
@@ -248,18 +249,66 @@ facts_on_both_suites! {
         };
         assert_eq!(pass(&host), 0);
         assert_check(&judged(&host), "application_login", "ok", "there is no credential");
-        let credential = "/etc/pg-recovery/credentials/application-password";
-        host.sh(&format!("install -m 600 /dev/null {credential} && echo secret > {credential}"));
+        host.sh(&format!("install -m 600 /dev/null {CREDENTIAL} && echo secret > {CREDENTIAL}"));
         assert_eq!(pass(&host), 0);
         assert_check(&judged(&host), "application_login", "ok", "role app can log in");
-        host.sh(&format!("echo wrong > {credential}"));
+        host.sh(&format!("echo wrong > {CREDENTIAL}"));
         assert_eq!((pass(&host), failures(&host)), (2, 0), "no recovery would mend a password");
         assert_check(&judged(&host), "application_login", "critical", "password authentication failed");
         host.journal_of("pg-health-check").does_not_say("secret");
-        host.sh(&format!("chmod 644 {credential}"));
-        let refused = host.run("pg-health-check");
-        assert_eq!(refused.status, 3, "{refused}");
-        assert!(refused.stderr.contains("others than its owner may read it"), "{refused}");
+    }
+
+    fn a_credential_that_cannot_be_read_or_that_others_may_read_is_refused(host: Host) {
+        quiet(&host, "[health.application]\nrole = \"postgres\"\ndatabase = \"postgres\"\n");
+        host.sh(&format!("install -m 600 /dev/null {CREDENTIAL} && echo secret > {CREDENTIAL}"));
+        assert_eq!(pass(&host), 0);
+        let state = host.file(&format!("/var/lib/pg-recovery/health/{}-main.json", host.version()));
+        let seen = || (state.read(), host.psql("SELECT beat FROM pgrecovery.heartbeat"));
+        let before = seen();
+        let refuses = |output: Output, path: &str, why: &str, hint: &str| {
+            assert_eq!((output.status, output.stdout.as_str()), (3, ""), "{output}");
+            assert!(output.stderr.contains(&format!("cannot use the credential {path}: {why}")), "{output}");
+            assert!(output.stderr.contains(&format!("HINT: {hint}")) && !output.stderr.contains("secret"), "{output}");
+        };
+        let unit_refuses = |why: &str| {
+            assert_eq!(pass(&host), 3);
+            host.journal_of("pg-health-check").says(&format!("cannot use the credential {CREDENTIAL}: {why}"));
+        };
+
+        refuses(host.as_postgres("pg-health-check"), CREDENTIAL, "Permission denied", "Run the check as root");
+        // The copy that a unit gets, when its user cannot read it.
+        host.sh("install -d /run/copy && install -m 600 /dev/null /run/copy/application-password");
+        let unit = "systemd-run --quiet --pipe --wait --uid=postgres --setenv=CREDENTIALS_DIRECTORY=/run/copy";
+        let copy = "/run/copy/application-password";
+        refuses(host.run(&format!("{unit} pg-health-check")), copy, "Permission denied", "LoadCredential= says");
+
+        host.sh(&format!("chmod 644 {CREDENTIAL}"));
+        let exposed = "others than its owner may read it (mode 0644)";
+        refuses(host.run("pg-health-check"), CREDENTIAL, exposed, "Run: chmod 600");
+        unit_refuses(exposed);
+
+        host.sh(&format!("rm {CREDENTIAL} && mkdir {CREDENTIAL}"));
+        let folder = "it is not a regular file";
+        refuses(host.run("pg-health-check"), CREDENTIAL, folder, "Put the password into a file");
+        unit_refuses(folder);
+        assert_eq!(seen(), before, "nothing was changed");
+
+        // systemd reads it as root, whatever its mode.
+        host.sh(&format!("rmdir {CREDENTIAL} && install -m 0 /dev/null {CREDENTIAL}"));
+        assert_eq!(pass(&host), 0);
+        host.sh(&format!("rm {CREDENTIAL}"));
+        assert_eq!(pass(&host), 0, "there is none");
+    }
+
+    fn a_reader_that_goes_away_is_no_crash(host: Host) {
+        quiet(&host, "");
+        for command in ["pg-health-check --json", "pg-health-check", "pg-health-check --help", "pg-recover --version"] {
+            let output = host.run(&format!("exec 3> >(true); wait $!; {command} >&3"));
+            assert_eq!((output.status, output.stderr.as_str()), (0, ""), "{command}\n{output}");
+        }
+        let output = host.run("pg-health-check > /dev/full");
+        assert_eq!(output.status, 3, "{output}");
+        assert!(output.stderr.contains("could not write to standard output: No space left on device"), "{output}");
     }
 
     fn a_bad_line_is_a_warning_as_long_as_the_server_runs(host: Host) {
@@ -343,8 +392,272 @@ facts_on_both_suites! {
         ask("pg-health-check --cluster 9/none", "cannot find cluster 9/none");
         ask("pg-health-check --config /nowhere.toml", "cannot read the configuration /nowhere.toml");
         ask("runuser -u nobody -- pg-health-check", "runs as another user");
-        host.configure("[health]\ncolour = 3\n");
-        ask("pg-health-check", "/etc/pg-recovery/config.d/test.toml, line 2, key colour");
+        for (text, place) in [
+            ("[health]\ncolour = 3\n", "line 2, key colour"),
+            ("[health]\nquery_fail = \"0s\"\n", "line 2, key health.query_fail: must be between 100ms and 60s"),
+            ("[health]\n\nquery_fail = \"30d\"\n", "line 3, key health.query_fail: must be between 100ms and 60s"),
+            ("[health]\nquery_fail = \"99999999999999999999s\"\n", "line 2, key query_fail: "),
+            ("[recover]\nfast_stop_timeout = \"0s\"\n", "line 2, key recover.fast_stop_timeout: must be between"),
+        ] {
+            host.configure(text);
+            ask("pg-health-check", &format!("cannot use /etc/pg-recovery/config.d/test.toml, {place}"));
+        }
+    }
+
+    fn a_section_for_a_cluster_that_is_not_there_is_a_warning(host: Host) {
+        let misspelt = format!("{}/mian", host.version());
+        quiet(&host, &format!("[[cluster]]\nname = \"{misspelt}\"\non_clean_stop = \"leave\"\n"));
+        assert_eq!((pass(&host), failures(&host)), (1, 0));
+        let says = format!("a [[cluster]] section for {misspelt}, which is not on this host");
+        host.journal_of("pg-health-check").says(&says);
+        let judged = look(&host, &host.main_cluster());
+        assert_check(&judged, "cluster_sections", "warning", &says);
+        // Who asks about one cluster does not make another one unknown.
+        let second = host.create_cluster("mian");
+        assert_eq!(look(&host, &host.main_cluster())["status"], "ok");
+        host.sh(&format!("pg_dropcluster --stop {} {}", second.version(), "mian"));
+    }
+
+    fn a_pass_that_does_not_end_counts_as_failed(host: Host) {
+        // A hung server, a hung message bus, and a server that runs outside of its unit, so that systemd is asked about it
+        // more than once: together they take longer than a pass may.
+        host.sh("systemctl stop pg-watchdog.service");
+        host.operator_stops(&host.unit());
+        let (postgres, data) = (host.main_cluster().program("postgres"), host.data_directory());
+        let conf = host.configuration_directory();
+        host.run_as_unit("astray", "postgres", &format!("exec {postgres} -D {data} -c config_file={conf}/postgresql.conf"));
+        host.wait_until_accepting(SOON);
+        quiet(&host, "connect_timeout = \"60s\"\n");
+        host.signal(host.postmaster_pid(), host::Signal::SIGSTOP);
+        let bus: i32 = host.sh("pgrep -x dbus-daemon | head -n 1").parse().expect("a pid");
+        host.sh("pg-recover pause 1h \"a new disk\"");
+        host.signal(bus, host::Signal::SIGSTOP);
+        let given_up = |failed: u64| {
+            let began = Instant::now();
+            assert_eq!((pass(&host), failures(&host)), (2, failed));
+            assert!(began.elapsed() < Duration::from_secs(50), "{:?}", began.elapsed());
+        };
+        given_up(0);
+        let journal = host.journal_of("pg-health-check");
+        journal.says("the check itself did not end within 40s").says("not counted as a failure").says("a new disk");
+        host.sh("rm /var/lib/pg-recovery/pause.json");
+        given_up(1);
+        host.signal(bus, host::Signal::SIGCONT);
+        host.signal(host.postmaster_pid(), host::Signal::SIGCONT);
+    }
+
+    fn the_crash_of_another_backend_is_no_failure(host: Host) {
+        quiet(&host, "");
+        assert_eq!(pass(&host), 0);
+        // The check waits for this row when the server ends all sessions.
+        faults::session::open(&host, "holder", "BEGIN; SELECT * FROM pgrecovery.heartbeat FOR UPDATE; SELECT pg_sleep(600)");
+        let holder = faults::session::backend_of(&host, "holder");
+        host.start(CHECK);
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pg-health-check' AND wait_event_type = 'Lock'";
+        host.wait_until("the check waits for its row", SOON, || host.psql(waits) == "1");
+        host.signal(holder, host::Signal::SIGKILL);
+        host.wait_until("the check has ended", SOON, || host.state_of(CHECK) != "activating");
+        assert_eq!(failures(&host), 0);
+        host.journal_of("pg-health-check").does_not_say("write failed");
+    }
+
+    fn what_runs_out_in_a_server_has_two_levels(host: Host) {
+        quiet(&host, "slot_warn = \"20MB\"\nslot_fail = \"60MB\"\nprepared_transaction_warn = \"1s\"\n");
+        for setting in [
+            "max_connections = 20",
+            "max_prepared_transactions = 2",
+            "archive_mode = on",
+            "archive_command = 'false'",
+            // No VACUUM makes ids young meanwhile.
+            "autovacuum_freeze_max_age = 2000000000",
+        ] {
+            host.psql(&format!("ALTER SYSTEM SET {setting}"));
+        }
+        host.sh(&format!("systemctl restart {}", host.unit()));
+        host.wait_until_accepting(SOON);
+        let see = |name: &str, status: &str, says: &str| {
+            assert_check(&look(&host, &host.main_cluster()), name, status, says);
+        };
+        let becomes = |name: &str, status: &str| {
+            host.wait_until(&format!("{name} is {status}"), SOON, || {
+                check(&look(&host, &host.main_cluster()), name).is_some_and(|check| check["status"] == status)
+            });
+        };
+
+        // 17 of the 20 are for everybody, and the check has one of them.
+        let sessions = |unit: &str, more: u32, all: &str| {
+            let one = "psql -Xqd postgres -c \"SELECT pg_sleep(600)\"";
+            host.run_as_unit(unit, "postgres", &format!("for i in $(seq {more}); do {one} & done; wait"));
+            let count = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'";
+            host.wait_until("the sessions are there", SOON, || host.psql(count) == all);
+        };
+        see("connections", "ok", "of 17 connection slots are used");
+        sessions("many", 12, "12");
+        see("connections", "warning", "13 of 17 connection slots are used");
+        sessions("more", 3, "15");
+        see("connections", "critical", "16 of 17 connection slots are used");
+        host.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'");
+        becomes("connections", "ok");
+
+        see("archiver", "ok", "");
+        host.psql("CREATE TABLE written AS SELECT 1");
+        host.psql("SELECT pg_switch_wal()");
+        becomes("archiver", "warning");
+        see("archiver", "warning", "archiving fails, last");
+        host.sh(&format!("touch -d '2 hours ago' {}/pg_wal/archive_status/*.ready", host.data_directory()));
+        see("archiver", "critical", "the oldest WAL has waited for 72");
+        host.psql("ALTER SYSTEM SET archive_command = 'true'");
+        host.psql("SELECT pg_reload_conf()");
+        host.psql("CREATE TABLE written_again AS SELECT 1");
+        host.psql("SELECT pg_switch_wal()");
+        becomes("archiver", "ok");
+
+        host.psql("BEGIN; CREATE TABLE prepared (id int); PREPARE TRANSACTION 'forgotten'");
+        becomes("prepared_transactions", "warning");
+        see("prepared_transactions", "warning", "\"forgotten\" of postgres in database postgres");
+        becomes("prepared_transactions", "critical");
+        host.psql("ROLLBACK PREPARED 'forgotten'");
+        see("prepared_transactions", "ok", "there is no");
+
+        see("slots", "ok", "there is no");
+        host.psql("SELECT pg_create_physical_replication_slot('forgotten', true)");
+        let write = |segments: u32| {
+            for _ in 0..segments {
+                host.psql("SELECT pg_logical_emit_message(true, 'fact', 'x')");
+                host.psql("SELECT pg_switch_wal()");
+            }
+        };
+        write(2);
+        see("slots", "warning", "MB of WAL are kept for slot forgotten, which nobody reads");
+        write(3);
+        see("slots", "critical", "MB of WAL are kept for slot forgotten, which nobody reads");
+        host.psql("ALTER SYSTEM SET max_slot_wal_keep_size = '16MB'");
+        host.psql("SELECT pg_reload_conf()");
+        host.wait_until("the setting is in force", SOON, || host.psql("SHOW max_slot_wal_keep_size") == "16MB");
+        host.psql("CHECKPOINT");
+        see("slots", "critical", "slot forgotten has lost WAL that its reader needs");
+        host.psql("SELECT pg_drop_replication_slot('forgotten')");
+
+        // As if so many transactions had been: pg_resetwal wants the page of pg_xact for the next one.
+        for (xid, segment, status) in [(600_000_000, "023C", "warning"), (1_100_000_000, "0419", "critical")] {
+            host.operator_stops(&host.unit());
+            let (reset, data) = (host.main_cluster().program("pg_resetwal"), host.data_directory());
+            let made = host.as_postgres(&format!("head -c 262144 /dev/zero > {data}/pg_xact/{segment} && {reset} -x {xid} {data}"));
+            assert!(made.success(), "{made}");
+            host.sh(&format!("systemctl start {}", host.unit()));
+            host.wait_until_accepting(SOON);
+            see("xid_age", status, "the oldest transaction id is");
+        }
+        assert_eq!((pass(&host), failures(&host)), (2, 0));
+    }
+
+    fn each_volume_has_two_levels_of_its_own(host: Host) {
+        quiet(&host, "");
+        let (wal, table, log) = (host.attach_disk("/wal", 300), host.attach_disk("/table", 60), host.attach_disk("/log", 30));
+        for disk in [&wal, &table, &log] {
+            host.sh(&format!("install -d -o postgres -g postgres -m 700 {}/own", disk.mount_point()));
+        }
+        host.psql("ALTER SYSTEM SET logging_collector = on");
+        host.psql("ALTER SYSTEM SET log_directory = '/log/own'");
+        host.operator_stops(&host.unit());
+        let data = host.data_directory();
+        host.sh(&format!("mv {data}/pg_wal /wal/own/ && ln -s /wal/own/pg_wal {data}/pg_wal"));
+        host.sh(&format!("systemctl start {}", host.unit()));
+        host.wait_until_accepting(SOON);
+        host.psql("CREATE TABLESPACE apart LOCATION '/table/own'");
+        let tablespace = format!("tablespace_{}", host.psql("SELECT oid FROM pg_tablespace WHERE spcname = 'apart'"));
+        let see = |name: &str, status: &str, says: &str| {
+            assert_check(&look(&host, &host.main_cluster()), name, status, says);
+        };
+        let fill = |disk: &Disk, percent: u64| {
+            let all = host.sh(&format!("df -k --output=used,avail {} | tail -n 1", disk.mount_point()));
+            let kilobytes: Vec<u64> = all.split_whitespace().map(|n| n.parse().expect("a number")).collect();
+            let wanted = (kilobytes[0] + kilobytes[1]) * percent / 100 - kilobytes[0];
+            host.sh(&format!("fallocate -l {wanted}K $(mktemp -p {})", disk.mount_point()));
+        };
+        for (disk, role) in [(&wal, "wal"), (&table, tablespace.as_str()), (&log, "log_directory")] {
+            let name = format!("disk_{role}");
+            see(&name, "ok", &format!("of the {role} volume at"));
+            fill(disk, 85);
+            see(&name, "warning", &format!("85% of the {role} volume at"));
+            fill(disk, 93);
+            see(&name, "critical", &format!("93% of the {role} volume at"));
+            host.sh(&format!("rm {}/tmp.*", disk.mount_point()));
+        }
+        let name = format!("inodes_{tablespace}");
+        see(&name, "ok", "");
+        let inodes: u64 = host.sh("df --output=itotal /table | tail -n 1").trim().parse().expect("a number");
+        for (percent, status) in [(85, "warning"), (93, "critical")] {
+            host.sh(&format!("mkdir -p /table/many && cd /table/many && seq {} | xargs touch", inodes * percent / 100));
+            see(&name, status, &format!("of the inodes of the {tablespace} volume"));
+        }
+        assert_eq!((pass(&host), failures(&host)), (2, 0));
+    }
+
+    fn a_host_that_is_short_of_memory_or_busy_is_told(host: Host) {
+        quiet(&host, "");
+        // The memory that is used is what it is, so it is the limits that move.
+        for (fail, status) in [(100, "warning"), (1, "critical")] {
+            host.configure(&format!("mode = \"observe\"\n[health]\npressure_warn = 10\nmemory_warn = 1\nmemory_fail = {fail}\n"));
+            assert_check(&look(&host, &host.main_cluster()), "memory", status, "% of memory is used");
+        }
+        assert_eq!((pass(&host), failures(&host)), (2, 0));
+        host.run_as_unit("burn", "nobody", "for i in $(seq 8); do while :; do :; done & done; wait");
+        host.wait_until("the host is busy", Duration::from_secs(120), || {
+            check(&look(&host, &host.main_cluster()), "pressure").is_some_and(|check| check["status"] == "warning")
+        });
+        host.sh("systemctl stop burn.service");
+    }
+
+    fn a_deaf_address_is_critical_and_starts_no_recovery(host: Host) {
+        quiet(&host, "");
+        host.sh("ip address add 192.0.2.1/32 dev lo");
+        host.psql("ALTER SYSTEM SET listen_addresses = 'localhost, 192.0.2.1'");
+        host.sh(&format!("systemctl restart {}", host.unit()));
+        host.wait_until_accepting(SOON);
+        assert_check(&look(&host, &host.main_cluster()), "tcp", "ok", "192.0.2.1:5432");
+        // The server still listens there, and nothing reaches it.
+        host.sh("ip address delete 192.0.2.1/32 dev lo");
+        for _ in 0..3 {
+            assert_eq!((pass(&host), failures(&host)), (2, 0));
+        }
+        let judged = look(&host, &host.main_cluster());
+        assert_check(&judged, "tcp", "critical", "no answer at 192.0.2.1:5432");
+        assert_check(&judged, "socket", "ok", "");
+    }
+
+    fn missing_programs_of_postgresql_are_told_before_they_are_needed(host: Host) {
+        quiet(&host, "");
+        assert_eq!(pass(&host), 0);
+        let folder = host.main_cluster().program("");
+        let folder = folder.trim_end_matches('/');
+        host.sh(&format!("mv {folder} {folder}.gone"));
+        assert_eq!((pass(&host), failures(&host)), (1, 0));
+        let says = format!("could not run {folder}/postgres: No such file");
+        assert_check(&look(&host, &host.main_cluster()), "configuration", "warning", &says);
+        host.signal(host.postmaster_pid(), host::Signal::SIGINT);
+        host.wait_until("the server is down", SOON, || !host.file(&format!("{}/postmaster.pid", host.data_directory())).exists());
+        let judged = look(&host, &host.main_cluster());
+        assert_check(&judged, "configuration", "critical", &says);
+        assert_check(&judged, "process", "critical", "it was stopped cleanly");
+        host.sh(&format!("mv {folder}.gone {folder}"));
+        assert_check(&look(&host, &host.main_cluster()), "configuration", "ok", "");
+    }
+
+    fn a_stopped_cluster_is_started_by_the_third_check_of_the_timer_and_no_sooner(host: Host) {
+        let uptime = || host.sh("cut -d ' ' -f 1 /proc/uptime").parse::<f64>().expect("a number");
+        host.wait_until("a check found it well", SOON, || host.journal_of("pg-health-check").contains(" OK: primary"));
+        host.operator_stops("postgresql.service");
+        host.wait_for_state(&host.unit(), "inactive", SOON);
+        let stopped = uptime();
+        host.wait_until("a recovery is on record", Duration::from_secs(300), || !host.recoveries().is_empty());
+        let started = host.property_of("pg-recovery.service", "ExecMainStartTimestampMonotonic");
+        let waited = started.parse::<f64>().expect("microseconds") / 1e6 - stopped;
+        // Two periods of the timer lie between the first check and the third; AccuracySec= is 1 s.
+        assert!(waited > 118.0, "{waited} s");
+        let record = host.recoveries()[0].clone();
+        assert_eq!((&record["fault"], &record["detected_by"]), (&Value::from("O1"), &Value::from("pg-health-check")), "{record}");
+        host.wait_until_accepting(SOON);
     }
 
     fn a_host_without_a_cluster_is_ok(host: Host) {

@@ -1,8 +1,9 @@
 //! measure: breaks one machine again and again, and prints what docs/measurements.md holds.
 //!
 //! `cargo run --release -p tests --bin measure -- trixie 20` (or `bookworm`), with a third word only the faults whose
-//! name contains it; `-- trixie idle 600` measures pg-watchdog over so many idle seconds instead. Run it on a quiet
-//! computer: what else runs there is in the figures.
+//! name contains it; `-- trixie idle 600` measures pg-watchdog over so many idle seconds instead, and
+//! `-- trixie check 20 SCRIPT` one pass of pg-health-check against one of a shell script that does the same work. Run it on
+//! a quiet computer: what else runs there is in the figures.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -24,6 +25,14 @@ fn main() -> ExitCode {
     };
     match rest {
         ["idle", seconds] => seconds.parse().map_or_else(|_| usage(), |seconds| idle(suite, seconds)),
+        ["check", runs, script] => match (runs.parse(), std::fs::read_to_string(script)) {
+            (Ok(runs), Ok(script)) => checks(suite, runs, &script),
+            (Err(_), _) => usage(),
+            (_, Err(error)) => {
+                eprintln!("could not read {script}: {error}");
+                ExitCode::FAILURE
+            }
+        },
         [runs] => runs.parse().map_or_else(|_| usage(), |runs| downtimes(suite, runs, "")),
         [runs, only] => runs.parse().map_or_else(|_| usage(), |runs| downtimes(suite, runs, only)),
         _ => usage(),
@@ -31,7 +40,7 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: measure bookworm|trixie RUNS [FAULT] | idle SECONDS");
+    eprintln!("usage: measure bookworm|trixie RUNS [FAULT] | idle SECONDS | check RUNS SCRIPT");
     ExitCode::from(64)
 }
 
@@ -139,4 +148,84 @@ fn idle(suite: Suite, seconds: u64) -> ExitCode {
         used.as_secs_f64() * 100.0 / seconds as f64
     );
     ExitCode::SUCCESS
+}
+
+/// One pass of pg-health-check against one of the script, in turns, so that both see the same computer. Each is the main
+/// process of a unit, and systemd counts what it and its children use; what the server does for them is in neither.
+fn checks(suite: Suite, runs: usize, script: &str) -> ExitCode {
+    let host = Host::boot(suite);
+    host.sh("systemctl stop pg-watchdog.service pg-health-check.timer");
+    // A busy host is a warning, and that a status of its own.
+    host.configure("[health]\npressure_warn = 100\n");
+    prepare_script(&host, script);
+    let ours = "User=postgres\nExecStart=/usr/sbin/pg-health-check --count";
+    let theirs = "Environment=PG_PASSWORD=secret\nExecStart=/usr/local/sbin/script";
+    for (name, lines) in [("ours", ours), ("theirs", theirs)] {
+        // systemd forgets what it knows of a unit that is inactive and that nothing refers to.
+        let text = format!("[Service]\nType=oneshot\nRemainAfterExit=yes\nCPUAccounting=yes\n{lines}\n");
+        host.file(&format!("/etc/systemd/system/measured-{name}.service")).write(text);
+    }
+    let accounting = "/etc/systemd/system/pg-health-check.service.d/measured.conf";
+    host.file(accounting).write("[Service]\nCPUAccounting=yes\n");
+    host.sh("systemctl daemon-reload");
+    let rows = [
+        ("the script", "measured-theirs.service"),
+        ("`pg-health-check --count`", "measured-ours.service"),
+        ("the same in its unit, with the making of its sandbox", "pg-health-check.service"),
+    ];
+    let mut taken = rows.map(|_| (Vec::new(), Vec::new()));
+    for run in 0..=runs {
+        for ((_, unit), (cpu, wall)) in rows.iter().zip(&mut taken) {
+            let (used, took) = one_pass(&host, unit);
+            // The first pass makes tables and reads everything from the disk.
+            if run > 0 {
+                cpu.push(used);
+                wall.push(took);
+            }
+        }
+    }
+    println!("| suite | one pass of | runs | CPU: median, worst | wall clock: median, worst | CPU, times cheaper |");
+    println!("|---|---|---|---|---|---|");
+    let median = |times: &[Duration]| times[times.len() / 2].as_secs_f64();
+    for (cpu, wall) in &mut taken {
+        cpu.sort();
+        wall.sort();
+    }
+    let of_script = median(&taken[0].0);
+    for ((what, _), (cpu, wall)) in rows.iter().zip(&taken) {
+        let both = |times: &[Duration]| {
+            format!("{:.1} ms, {:.1} ms", median(times) * 1e3, times[times.len() - 1].as_secs_f64() * 1e3)
+        };
+        let ratio = of_script / median(cpu);
+        println!("| {} | {what} | {runs} | {} | {} | {ratio:.1} |", suite.name(), both(cpu), both(wall));
+    }
+    ExitCode::SUCCESS
+}
+
+/// Gives the script the role and the database that it names, and a sudo, which the machines do without: this one is cheaper.
+fn prepare_script(host: &Host, script: &str) {
+    host.file("/usr/local/sbin/script").write(script);
+    host.file("/usr/local/bin/sudo")
+        .write("#!/bin/sh\n[ \"$1\" = -u ] && user=$2 && shift 2 && exec runuser -u \"$user\" -- \"$@\"\n");
+    host.sh("chmod 755 /usr/local/sbin/script /usr/local/bin/sudo");
+    let value = |name: &str| {
+        let line = script.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        line.map_or("app", |value| value.trim_matches('"')).to_owned()
+    };
+    let (role, database) = (value("PG_USER"), value("PG_DATABASE"));
+    host.psql(&format!("CREATE ROLE {role} LOGIN PASSWORD 'secret'"));
+    host.psql(&format!("CREATE DATABASE {database} OWNER {role}"));
+}
+
+/// CPU time and wall clock of one start of a unit.
+fn one_pass(host: &Host, unit: &str) -> (Duration, Duration) {
+    host.sh(&format!("systemctl reset-failed; systemctl restart {unit}"));
+    let number = |property: &str| -> u64 {
+        let text = host.property_of(unit, property);
+        text.parse().unwrap_or_else(|_| panic!("{property} of {unit} is {text}"))
+    };
+    // A pass that failed has done less.
+    assert_eq!(number("ExecMainStatus"), 0, "{}", host.run(&format!("journalctl -u {unit} -n 20")));
+    let wall = number("ExecMainExitTimestampMonotonic") - number("ExecMainStartTimestampMonotonic");
+    (Duration::from_nanos(number("CPUUsageNSec")), Duration::from_micros(wall))
 }

@@ -2,6 +2,7 @@
 
 use shared::client::{Refusal, Rows, Session};
 use shared::config::Health;
+use shared::health::Status;
 
 use crate::probe::Budget;
 use crate::score::Finding;
@@ -24,10 +25,11 @@ const STATEMENTS: &[(&str, &str)] = &[
     ),
     (
         "archiver",
-        "SELECT 'archiver', last_failed_wal, \
-         extract(epoch FROM clock_timestamp() - last_failed_time)::bigint, failed_count FROM pg_stat_archiver \
-         WHERE current_setting('archive_mode') <> 'off' \
-         AND last_failed_time > coalesce(last_archived_time, '-infinity')",
+        // A command that hangs never fails: what waits tells.
+        "SELECT 'archiver', last_failed_wal, extract(epoch FROM clock_timestamp() - last_failed_time)::bigint, \
+         coalesce(last_failed_time > coalesce(last_archived_time, '-infinity'), false), \
+         (SELECT extract(epoch FROM clock_timestamp() - min(modification))::bigint FROM pg_ls_archive_statusdir() \
+         WHERE name LIKE '%.ready') FROM pg_stat_archiver WHERE current_setting('archive_mode') <> 'off'",
     ),
     (
         "slots",
@@ -155,42 +157,60 @@ fn age(name: &str, what: &str, row: &Row, config: &Health) -> Option<Finding> {
     Some(Finding::level(name, age, "", (config.xid_age_warn.into(), config.xid_age_fail.into()), message))
 }
 
+/// How long finished WAL may wait for the archive, in seconds. A burst of writes takes a while to be archived; after an hour
+/// whoever restores from the archive loses more than an hour, and pg_wal has grown by as much.
+const ARCHIVE_WAIT: (f64, f64) = (900.0, 3600.0);
+
 fn archiver(catalog: &Catalog) -> Finding {
-    match catalog.rows("archiver").next() {
-        None => Finding::ok("archiver", "archiving does not fail"),
-        Some(row) => {
-            let (wal, ago) = (row.text(1).unwrap_or("?"), row.text(2).unwrap_or("?"));
-            let message = format!("archiving fails, last {ago}s ago with {wal}; WAL stays until it works again");
-            Finding::warning("archiver", message)
-        }
-    }
+    let name = "archiver";
+    let Some(row) = catalog.rows(name).next() else { return Finding::ok(name, "WAL is not archived") };
+    let waits = row.number(4).unwrap_or_default();
+    let message = if row.is_true(3) {
+        let (wal, ago) = (row.text(1).unwrap_or("?"), row.text(2).unwrap_or("?"));
+        format!(
+            "archiving fails, last {ago}s ago with {wal}; the oldest WAL has waited for {waits}s, and all of it stays until this works again"
+        )
+    } else if row.number(4).is_some() {
+        format!("the oldest WAL that is not archived yet has waited for {waits}s")
+    } else {
+        "no WAL waits for the archive".into()
+    };
+    let finding = Finding::level(name, waits, "s", ARCHIVE_WAIT, message);
+    if row.is_true(3) { finding.at_least(Status::Warning) } else { finding }
 }
 
 fn slots(catalog: &Catalog, config: &Health) -> Finding {
     let mut worst: Option<(f64, &str, bool)> = None;
-    let mut lost = Vec::new();
     for row in catalog.rows("slots") {
-        let name = row.text(1).unwrap_or("?");
-        if row.text(3) == Some("lost") {
-            lost.push(name);
-        }
         let kept = row.number(4).unwrap_or_default();
         if worst.is_none_or(|(most, ..)| kept > most) {
-            worst = Some((kept, name, row.is_true(2)));
+            worst = Some((kept, row.text(1).unwrap_or("?"), row.is_true(2)));
         }
     }
     let Some((kept, name, active)) = worst else {
         return Finding::ok("slots", "there is no replication slot");
     };
     let user = if active { "" } else { ", which nobody reads" };
-    let message = format!("{:.0} MB of WAL are kept for slot {name}{user}", kept / f64::from(1 << 20));
-    let finding = Finding::level("slots", kept, "B", (config.slot_warn as f64, config.slot_fail as f64), message);
-    if !lost.is_empty() && finding.check.status == shared::health::Status::Ok {
-        let message = format!("slot {} has lost WAL that its reader needs", lost.join(", "));
-        return Finding::warning("slots", message).value(kept, "B");
+    let mut message = format!("{:.0} MB of WAL are kept for slot {name}{user}", kept / f64::from(1 << 20));
+    // max_slot_wal_keep_size ends what a slot keeps: at the next checkpoint, or already (manual, pg_replication_slots).
+    let ended = |status| catalog.rows("slots").find(|row| row.text(3) == Some(status)).and_then(|row| row.text(1));
+    let mut least = Status::Ok;
+    if let Some(slot) = ended("lost") {
+        message = format!(
+            "slot {slot} has lost WAL that its reader needs: build the reader anew, or drop the slot; {message}"
+        );
+        least = Status::Critical;
+    } else if let Some(slot) = ended("unreserved") {
+        message = format!("slot {slot} loses WAL that its reader needs at the next checkpoint; {message}");
+        least = Status::Warning;
     }
-    finding
+    let limits = (config.slot_warn as f64, config.slot_fail as f64);
+    Finding::level("slots", kept, "B", limits, message).at_least(least)
 }
+
+/// Whoever prepares transactions ends them in seconds, so nobody comes back for one that is older than the first level by
+/// this much (4 h by default), and the table bloat that it causes grows.
+const PREPARED_FAIL: u32 = 16;
 
 fn prepared(catalog: &Catalog, config: &Health) -> Finding {
     let name = "prepared_transactions";
@@ -206,15 +226,13 @@ fn prepared(catalog: &Catalog, config: &Health) -> Finding {
         of(owner),
         of(database)
     );
-    let limit = config.prepared_transaction_warn.as_secs_f64();
-    let finding = if age >= limit { Finding::warning(name, message) } else { Finding::ok(name, message) };
-    finding.value(age, "s")
+    let warn = config.prepared_transaction_warn.as_secs_f64();
+    Finding::level(name, age, "s", (warn, warn * f64::from(PREPARED_FAIL)), message)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shared::health::Status;
 
     fn status_of(rows: &[&[&str]], name: &str) -> Status {
         let findings = judge(&Catalog::of(rows), &Health::default());
@@ -235,11 +253,18 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_or_is_forgotten_is_a_warning() {
+    fn what_fails_or_is_forgotten_has_two_levels() {
         assert_eq!(status_of(&[], "archiver"), Status::Ok);
-        assert_eq!(status_of(&[&["archiver", "000000010000000000000003", "9", "3"]], "archiver"), Status::Warning);
-        assert_eq!(status_of(&[&["prepared", "g", "o", "d", "899"]], "prepared_transactions"), Status::Ok);
-        assert_eq!(status_of(&[&["prepared", "g", "o", "d", "900"]], "prepared_transactions"), Status::Warning);
+        let archiver =
+            |fails, waits| status_of(&[&["archiver", "000000010000000000000003", "9", fails, waits]], "archiver");
+        assert_eq!([archiver("f", "9"), archiver("t", "9")], [Status::Ok, Status::Warning]);
+        assert_eq!([archiver("f", "900"), archiver("f", "3600")], [Status::Warning, Status::Critical]);
+        assert_eq!(archiver("t", "3600"), Status::Critical);
+        let prepared = |age| status_of(&[&["prepared", "g", "o", "d", age]], "prepared_transactions");
+        assert_eq!(
+            [prepared("899"), prepared("900"), prepared("14400")],
+            [Status::Ok, Status::Warning, Status::Critical]
+        );
     }
 
     #[test]
@@ -249,7 +274,9 @@ mod tests {
         let finding = slots(&Catalog::of(rows), &Health::default());
         assert_eq!(finding.check.status, Status::Warning);
         assert!(finding.check.message.ends_with("for slot b, which nobody reads"), "{}", finding.check.message);
-        assert_eq!(status_of(&[&["slots", "a", "f", "lost", ""]], "slots"), Status::Warning);
+        let status =
+            |status| status_of(&[&["slots", "a", "f", status, "9"], &["slots", "b", "t", "reserved", big]], "slots");
+        assert_eq!([status("unreserved"), status("lost")], [Status::Warning, Status::Critical]);
         assert_eq!(status_of(&[], "slots"), Status::Ok);
     }
 

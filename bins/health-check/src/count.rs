@@ -31,16 +31,24 @@ pub fn decide(findings: &[Finding], status: Status, hold: impl FnOnce() -> Optio
     }
 }
 
+/// Why a failure is not counted now, as far as that can be told without the cluster, whose file system may hang.
+pub fn excuse(name: &str) -> Option<String> {
+    if let Some(why) = pause::of(name) {
+        return Some(why);
+    }
+    match Lock::try_take_shared(name) {
+        Ok(Some(_free)) => {}
+        Ok(None) => return Some("is being worked on by another program, which holds its lock".into()),
+        Err(e) => log::warn!(PG_CLUSTER = name; "{}; going on as if nobody held it", e.message),
+    }
+    None
+}
+
 /// Why a failure of this cluster is not counted now.
 pub fn hold(cluster: &Cluster, config: &Config, facts: &Facts, progress: Option<&Progress>) -> Option<String> {
     let name = cluster.name();
-    if let Some(why) = pause::of(&name) {
+    if let Some(why) = excuse(&name) {
         return Some(why);
-    }
-    match Lock::try_take_shared(&name) {
-        Ok(Some(_free)) => {}
-        Ok(None) => return Some("is being worked on by another program, which holds its lock".into()),
-        Err(e) => log::warn!(PG_CLUSTER = name.as_str(); "{}; going on as if nobody held it", e.message),
     }
     if let Some(Progress::Moves(what)) = progress {
         return Some(what.clone());
@@ -83,10 +91,7 @@ pub fn enter(health: &mut Health, count: &Count, stopped: bool, max: u32) -> boo
 }
 
 /// Says what was decided, where a person would look for it.
-pub fn tell(cluster: &Cluster, config: &Config, facts: &Facts, count: &Count, failures: u32) {
-    let name = cluster.name();
-    let name = name.as_str();
-    let max = config.health.max_failures;
+pub fn tell(name: &str, count: &Count, stopped: bool, failures: u32, max: u32) {
     match count {
         Count::Reset => {}
         Count::Hold(why) => {
@@ -94,7 +99,7 @@ pub fn tell(cluster: &Cluster, config: &Config, facts: &Facts, count: &Count, fa
         }
         Count::Add if failures < max => {
             let (left, s) = (max - failures, if max - failures == 1 { "" } else { "s" });
-            if facts.stopped_cleanly() {
+            if stopped {
                 log::warn!(
                     PG_CLUSTER = name;
                     "cluster {name} was stopped cleanly although it is meant to run: it will be started after {left} \

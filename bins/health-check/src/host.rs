@@ -1,18 +1,42 @@
-//! Memory and pressure of the host, the same for all its clusters.
+//! Memory and pressure of the host, and what is configured for clusters that it does not have: the same for all its clusters.
 
-use shared::config::Health;
+use shared::Result;
+use shared::cluster::Cluster;
+use shared::config::{Config, Health};
 
 use crate::score::Finding;
 
-pub fn check(config: &Health) -> Vec<Finding> {
+pub fn check(config: &Config, asked: &[Cluster]) -> Result<Vec<Finding>> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let pressure = ["cpu", "memory", "io"].map(|kind| {
         let share = read(&format!("/proc/pressure/{kind}")).as_deref().and_then(some_avg60);
         (kind, share)
     });
-    let mut findings = vec![judge_memory(read("/proc/meminfo").as_deref().and_then(memory), config)];
-    findings.extend(judge_pressure(&pressure, config));
-    findings
+    let mut findings = vec![judge_memory(read("/proc/meminfo").as_deref().and_then(memory), &config.health)];
+    findings.extend(judge_pressure(&pressure, &config.health));
+    findings.extend(strangers(config, asked)?);
+    Ok(findings)
+}
+
+/// A `[[cluster]]` section whose name fits no cluster is most likely misspelt, and what it should keep us from is done.
+fn strangers(config: &Config, asked: &[Cluster]) -> Result<Option<Finding>> {
+    let mut names = config.strangers(|name| asked.iter().any(|cluster| cluster.name() == name));
+    if !names.is_empty() {
+        // Only some of the clusters may have been asked for.
+        let all = Cluster::discover(config)?;
+        names.retain(|name| all.iter().all(|cluster| cluster.name() != *name));
+    }
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let message = format!(
+        "the configuration has a [[cluster]] section for {}, which is not on this host: correct its name, or remove it",
+        names.join(", ")
+    );
+    if asked.is_empty() {
+        log::warn!("{message}");
+    }
+    Ok(Some(Finding::warning("cluster_sections", message)))
 }
 
 /// Total and available memory in kB (proc(5)).

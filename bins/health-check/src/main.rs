@@ -16,6 +16,7 @@ mod startup;
 mod volume;
 
 use std::process::ExitCode;
+use std::sync::Mutex;
 
 use shared::args::Args;
 use shared::cluster::Cluster;
@@ -52,14 +53,15 @@ fn run() -> Result<u8> {
     let clusters = Cluster::select(&config, &args.clusters)?;
     credential::may_look(&clusters)?;
     let password = if config.health.application.is_some() { credential::password()? } else { None };
-    let host = host::check(&config.health);
-    let outcomes = pass::run(clusters, Pass { config, host, password, counts: args.has("count") });
+    let host = host::check(&config, &clusters)?;
+    let counts = args.has("count");
+    let outcomes = pass::run(clusters, Pass { config, host, password, counts, entered: Mutex::default() });
     if args.json {
-        print!("{}", report::json(&outcomes));
+        log::print(&report::json(&outcomes))?;
     } else if log::is_journal() {
         report::journal(&outcomes);
     } else {
-        print!("{}", report::human(&outcomes));
+        log::print(&report::human(&outcomes))?;
     }
     Ok(report::exit_code(&outcomes))
 }

@@ -1,6 +1,7 @@
 //! One pass over the clusters: each in a thread of its own, so that one that hangs delays no other.
 
-use std::sync::{Arc, mpsc};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use shared::client::{self, Refusal};
@@ -10,6 +11,7 @@ use shared::config::Config;
 use shared::health::{self, Health, Sample, Startup, Status};
 use shared::pidfile::LockFile;
 use shared::standing;
+use shared::state::State;
 
 use crate::postmaster::{self, Facts};
 use crate::probe::{self, Answers, Questions};
@@ -17,7 +19,7 @@ use crate::score::{self, Finding};
 use crate::startup::{self, Progress};
 use crate::{certificate, count, settings, standby, volume};
 
-/// After that time a cluster's thread is given up; the unit has 50 s.
+/// After that time a cluster's thread is given up, and its pass has failed; the unit has 50 s.
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// How long a file system may take to tell how full it is.
@@ -31,6 +33,8 @@ pub struct Pass {
     pub password: Option<String>,
     /// Keep the score.
     pub counts: bool,
+    /// Clusters whose pass is entered: a thread that was given up may still come to its end.
+    pub entered: Mutex<HashSet<String>>,
 }
 
 /// What was found about one cluster.
@@ -65,13 +69,7 @@ pub fn run(clusters: Vec<Cluster>, pass: Pass) -> Vec<Outcome> {
         waiting.retain(|name| *name != outcome.cluster);
         outcomes.push(outcome);
     }
-    for name in waiting {
-        // Most likely the file system of the data directory hangs. It is not counted, because whoever hangs there
-        // never comes to the counting; systemd ends the unit in time, and that starts a recovery as well.
-        let message = format!("the check itself did not end within {}s", PATIENCE.as_secs());
-        let finding = Finding::critical("process", message);
-        outcomes.push(Outcome::of(name, vec![finding], &pass.config, 0));
-    }
+    outcomes.extend(waiting.into_iter().map(|name| pass.give_up(name)));
     outcomes.sort_by(|a, b| (b.is_due, b.status, &a.cluster).cmp(&(a.is_due, a.status, &b.cluster)));
     outcomes
 }
@@ -129,21 +127,49 @@ impl Pass {
                 Outcome { role, ..Outcome::of(name.clone(), findings, &self.config, last.failures) }
             }
         };
-        if self.counts {
-            let hold = || count::hold(cluster, &self.config, &facts, progress.as_ref());
-            let count = count::decide(&outcome.findings, outcome.status, hold);
-            let health = &mut state.value;
-            outcome.is_due = count::enter(health, &count, facts.stopped_cleanly(), outcome.max_failures);
-            outcome.failures = health.failures;
-            health.status = outcome.status;
-            health.score = outcome.score;
-            health.checks = outcome.findings.iter().map(|f| f.check.clone()).collect();
-            health.remember(outcome.sample(&now));
-            health.at = now;
-            count::tell(cluster, &self.config, &facts, &count, outcome.failures);
-            state.save_or_warn();
-        }
+        let hold = || count::hold(cluster, &self.config, &facts, progress.as_ref());
+        self.enter(&mut outcome, &mut state, facts.stopped_cleanly(), now, hold);
         outcome
+    }
+
+    /// A pass that did not end in time: the file system of the data directory hangs, or all that is asked takes its full
+    /// deadline. Nothing is looked at here that could hang as well; if it does, systemd ends the unit, and that starts a
+    /// recovery too.
+    fn give_up(&self, name: String) -> Outcome {
+        let message = format!("the check itself did not end within {}s", PATIENCE.as_secs());
+        let mut state = health::state(&name);
+        let finding = Finding::critical("process", message);
+        let mut outcome = Outcome::of(name.clone(), vec![finding], &self.config, state.value.failures);
+        self.enter(&mut outcome, &mut state, false, Stamp::now(), || count::excuse(&name));
+        outcome
+    }
+
+    /// Keeps the score, when that is asked for.
+    fn enter(
+        &self,
+        outcome: &mut Outcome,
+        state: &mut State<Health>,
+        stopped: bool,
+        now: Stamp,
+        hold: impl FnOnce() -> Option<String>,
+    ) {
+        if !self.counts {
+            return;
+        }
+        let count = count::decide(&outcome.findings, outcome.status, hold);
+        if !self.entered.lock().unwrap_or_else(PoisonError::into_inner).insert(outcome.cluster.clone()) {
+            return;
+        }
+        let health = &mut state.value;
+        outcome.is_due = count::enter(health, &count, stopped, outcome.max_failures);
+        outcome.failures = health.failures;
+        health.status = outcome.status;
+        health.score = outcome.score;
+        health.checks = outcome.findings.iter().map(|f| f.check.clone()).collect();
+        health.remember(outcome.sample(&now));
+        health.at = now;
+        count::tell(&outcome.cluster, &count, stopped, outcome.failures, outcome.max_failures);
+        state.save_or_warn();
     }
 
     /// All findings about one cluster, its role, and how its start comes on if it is starting.

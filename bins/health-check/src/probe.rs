@@ -38,6 +38,14 @@ const IDENTITY: &str = "SELECT pg_backend_pid(), pg_is_in_recovery(), n.nspowner
      FROM pg_roles r LEFT JOIN pg_namespace n ON n.nspname = 'pgrecovery' \
      LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = 'heartbeat' WHERE r.rolname = current_user";
 
+/// The unit gives the program 50 s in all; a person who set longer times still gets an answer.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// How long a new connection may take.
+fn patience(config: &Health) -> Duration {
+    config.connect_timeout.min(LONGEST)
+}
+
 /// The time that is left for a pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
@@ -47,14 +55,18 @@ pub struct Budget {
 
 impl Budget {
     pub fn new(config: &Health) -> Self {
-        // The unit gives the program 50 s in all; a person who set longer times still gets an answer.
-        let all = (config.connect_timeout + config.query_fail + Duration::from_secs(1)).min(Duration::from_secs(30));
+        let all = (patience(config) + config.query_fail + Duration::from_secs(1)).min(LONGEST);
         Budget { deadline: Instant::now() + all, step: config.query_fail }
+    }
+
+    /// For anything at all.
+    fn rest(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
     }
 
     /// For the next question.
     pub fn left(&self) -> Duration {
-        self.step.min(self.deadline.saturating_duration_since(Instant::now()))
+        self.step.min(self.rest())
     }
 
     /// The same, with something left for a question about its failure.
@@ -86,7 +98,7 @@ impl Questions {
             password,
             ..socket.clone()
         });
-        Questions { socket, tcp, application, connect_timeout: config.connect_timeout, budget: Budget::new(config) }
+        Questions { socket, tcp, application, connect_timeout: patience(config), budget: Budget::new(config) }
     }
 }
 
@@ -169,12 +181,27 @@ fn host_of(target: &Target) -> String {
     }
 }
 
-/// The session on the socket. Whoever did not answer one question in time is not asked the next.
+/// The session on the socket, a second one when that was lost: after the crash of one backend the server ends all sessions
+/// and is back in a moment, which is no failure.
 async fn converse(questions: &Questions) -> Answers {
+    let answers = session(questions).await;
+    let is_lost = match (&answers.query, &answers.write) {
+        (Some(Err(refusal)), _) | (_, Some(Write::Refused(refusal))) => refusal.is_transient(),
+        _ => false,
+    };
+    if !is_lost {
+        return answers;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    session(questions).await
+}
+
+/// Whoever did not answer one question in time is not asked the next.
+async fn session(questions: &Questions) -> Answers {
     let budget = questions.budget;
     let mut answers = Answers::none(Refusal::Timeout);
     let began = Instant::now();
-    let connect = retry(|| Session::connect(&questions.socket, questions.connect_timeout)).await;
+    let connect = retry(|| Session::connect(&questions.socket, questions.connect_timeout.min(budget.rest()))).await;
     answers.connect = connect.as_ref().map(|_| began.elapsed()).map_err(Clone::clone);
     let Ok(session) = connect else { return answers };
 
@@ -312,7 +339,7 @@ fn judge_socket(connect: &Result<Duration, Refusal>, has_socket: bool, config: &
             Finding::unknown(name, format!("{text}: pg_hba.conf must let the owner of the cluster in on its socket"))
         }
         Err(silence) if silence.is_silence() => {
-            let message = format!("no new connection within {}s: {silence}", config.connect_timeout.as_secs_f64());
+            let message = format!("no new connection within {}s: {silence}", patience(config).as_secs_f64());
             Finding::critical(name, message)
         }
         Err(refusal) => Finding::critical(name, format!("no new connection: {refusal}")),

@@ -1,4 +1,4 @@
-//! Two-level alarms, which checks may ask for a recovery, and the score.
+//! Two-level alarms, which checks may ask for a recovery, and the score; pg-health-check(8) tells the same to users.
 //!
 //! The score of a cluster is 100 less the sum of what its checks cost, and never below 1; it is 0 when a check of class
 //! `Service` is critical, for then the cluster does not serve.
@@ -90,6 +90,12 @@ impl Finding {
 
     pub fn limits(mut self, warn: f64, fail: f64) -> Self {
         self.limits = Some((warn, fail));
+        self
+    }
+
+    /// No better than this, for a reason that the value does not tell.
+    pub fn at_least(mut self, status: Status) -> Self {
+        self.check.status = self.check.status.max(status);
         self
     }
 

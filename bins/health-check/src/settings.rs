@@ -16,7 +16,7 @@ use shared::health::Rehearsal;
 use crate::catalog::Catalog;
 use crate::score::Finding;
 
-/// Changes when a configuration file does; call it as the owner of the cluster. Files that are included from elsewhere
+/// Changes when a configuration file or the server's program does; call it as the owner of the cluster. Files that are included from elsewhere
 /// are not in it: those the running server reports by itself.
 pub fn signature(cluster: &Cluster) -> String {
     let listed = |folder: &Path| -> Vec<PathBuf> {
@@ -27,6 +27,7 @@ pub fn signature(cluster: &Cluster) -> String {
     files.extend(listed(&cluster.config_directory.join("conf.d")));
     files.push(cluster.data_directory.join("postgresql.auto.conf"));
     files.push(cluster.hba_file());
+    files.push(cluster.bin_directory.join("postgres"));
     files.sort();
     files.dedup();
     // Another hash after an upgrade of this program costs one rehearsal too many, nothing else.

@@ -31,6 +31,12 @@ pub fn look(cluster: &Cluster) -> Vec<Result<Volume, String>> {
     if let Some(folder) = cluster.log_file.as_deref().and_then(Path::parent) {
         places.push(("log".into(), folder.into()));
     }
+    // What the collector writes goes elsewhere (manual, 20.8.1).
+    let on = |value: &str| ["on", "true", "yes", "1"].contains(&value.to_ascii_lowercase().as_str());
+    if cluster.setting("logging_collector").is_some_and(on) {
+        let folder = cluster.setting("log_directory").unwrap_or("log");
+        places.push(("log_directory".into(), cluster.data_directory.join(folder)));
+    }
     let links = std::fs::read_dir(cluster.data_directory.join("pg_tblspc")).into_iter().flatten().flatten();
     places.extend(links.map(|l| (format!("tablespace_{}", l.file_name().to_string_lossy()), l.path())));
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();

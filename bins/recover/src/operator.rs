@@ -72,14 +72,16 @@ pub fn reset(clusters: &[Cluster]) -> Result<Code> {
 
 pub fn history(clusters: &[String], json: bool) -> Result<Code> {
     let records = record::all().into_iter().filter(|r| clusters.is_empty() || clusters.contains(&r.cluster));
+    let mut text = String::new();
     for record in records {
         if json {
-            println!("{}", serde_json::to_string(&record).map_err(std::io::Error::other)?);
+            text.push_str(&serde_json::to_string(&record).map_err(std::io::Error::other)?);
+            text.push('\n');
             continue;
         }
         let steps: Vec<String> = record.steps.iter().map(|s| format!("{} {}", s.step, s.outcome)).collect();
-        println!(
-            "{}  {}  {}  {}  {}ms  by {}  {}",
+        text.push_str(&format!(
+            "{}  {}  {}  {}  {}ms  by {}  {}\n",
             record.started,
             record.cluster,
             record.fault,
@@ -87,8 +89,9 @@ pub fn history(clusters: &[String], json: bool) -> Result<Code> {
             record.downtime_ms,
             record.detected_by,
             steps.join(", ")
-        );
+        ));
     }
+    shared::log::print(&text)?;
     Ok(Code::Ok)
 }
 

@@ -34,27 +34,30 @@ pub fn plans(clusters: &[Cluster], config: &Config, json: bool) -> Result<Code> 
         report.clusters.push(OfCluster { cluster: name, diagnosis, plan });
     }
     if json {
-        println!("{}", serde_json::to_string_pretty(&report).map_err(std::io::Error::other)?);
+        let json = serde_json::to_string_pretty(&report).map_err(std::io::Error::other)?;
+        shared::log::print(&format!("{json}\n"))?;
         return Ok(Code::Ok);
     }
+    let mut text = String::new();
     if report.clusters.is_empty() {
-        println!("no PostgreSQL cluster on this host");
+        text.push_str("no PostgreSQL cluster on this host\n");
     }
     for cluster in &report.clusters {
-        println!("{}: {}", cluster.cluster, cluster.diagnosis.fault.describe());
+        text.push_str(&format!("{}: {}\n", cluster.cluster, cluster.diagnosis.fault.describe()));
         for line in &cluster.diagnosis.evidence {
-            println!("  evidence: {line}");
+            text.push_str(&format!("  evidence: {line}\n"));
         }
         for (number, step) in cluster.plan.iter().enumerate() {
-            println!("  step {}: {} ({})", number + 1, step.step.name(), step.why);
+            text.push_str(&format!("  step {}: {} ({})\n", number + 1, step.step.name(), step.why));
         }
         if cluster.plan.is_empty() {
             let nothing = match cluster.diagnosis.fault {
                 Fault::NotOurs(_) | Fault::Unknown | Fault::Configuration(_) => "a person has to look at it",
                 _ => "nothing to do",
             };
-            println!("  plan: {nothing}");
+            text.push_str(&format!("  plan: {nothing}\n"));
         }
     }
+    shared::log::print(&text)?;
     Ok(Code::Ok)
 }
