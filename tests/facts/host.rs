@@ -253,6 +253,27 @@ facts_on_both_suites! {
         assert_eq!(host.state_of(&host.unit()), "inactive");
     }
 
+    fn a_cluster_started_alone_leaves_its_umbrella_inactive_which_still_restarts_and_stops_it(suite: Suite) {
+        let host = Host::boot_plain(suite);
+        let stop_all_and_start_one = || {
+            host.operator_stops("postgresql.service");
+            host.wait_for_state(&host.unit(), "inactive", SOON);
+            start(&host);
+            assert_eq!(host.state_of("postgresql.service"), "inactive");
+        };
+        stop_all_and_start_one();
+        let postmaster = host.postmaster_pid();
+        host.sh("systemctl restart postgresql.service");
+        host.wait_until_accepting(SOON);
+        assert_ne!(host.postmaster_pid(), postmaster);
+        assert_eq!(host.state_of("postgresql.service"), "active");
+        stop_all_and_start_one();
+        let reload = host.run("systemctl reload postgresql.service");
+        assert!(reload.stderr.contains("not active, cannot reload"), "{reload}");
+        host.operator_stops("postgresql.service");
+        host.wait_for_state(&host.unit(), "inactive", SOON);
+    }
+
     fn a_second_cluster_can_be_a_standby_and_have_a_ledger_of_its_own(suite: Suite) {
         let host = Host::boot_plain(suite);
         let standby = faults::o3_standby::inject(&host);

@@ -1,10 +1,11 @@
 //! What installing, upgrading and removing the package must do.
 
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use host::{Host, Output, Suite, facts_on_both_suites, faults};
+use host::{Host, Output, Signal, Suite, facts_on_both_suites, faults};
 
 const SOON: Duration = Duration::from_secs(30);
 const WATCH: &[&str] = &["pg-recovery.target", "pg-watchdog.service", "pg-health-check.timer"];
@@ -20,9 +21,18 @@ fn installed(suite: Suite) -> Host {
     host
 }
 
-/// What an upgrade does, from one build of a version to the next.
+/// The same package with an older version number takes the place of the one that is installed.
+fn an_older_version(host: &Host) {
+    host.sh("rm -rf /older; dpkg-deb --raw-extract /pg-recovery.deb /older
+             sed -i 's/^Version: .*/Version: 0.0.9/' /older/DEBIAN/control
+             dpkg-deb --root-owner-group -Znone --build /older /older.deb");
+    apt(host, "install --allow-downgrades /older.deb");
+    assert_eq!(host.sh("dpkg-query --show --showformat '${Version}' pg-recovery"), "0.0.9");
+}
+
 fn upgrade(host: &Host) {
-    apt(host, "install --reinstall /pg-recovery.deb");
+    apt(host, "install /pg-recovery.deb");
+    assert_ne!(host.sh("dpkg-query --show --showformat '${Version}' pg-recovery"), "0.0.9");
 }
 
 #[track_caller]
@@ -33,13 +43,27 @@ fn apt(host: &Host, words: &str) -> Output {
     output
 }
 
-/// Replaces the program of pg-recovery.service by one that takes its time.
-fn slow_recovery(host: &Host, seconds: u32) {
-    let folder = "/run/systemd/system/pg-recovery.service.d";
-    host.sh(&format!(
-        "mkdir -p {folder}; printf '[Service]\\nExecStart=\\nExecStart=/bin/sleep {seconds}\\n' >{folder}/slow.conf
-         systemctl daemon-reload; systemctl start --no-block pg-recovery.service"
-    ));
+/// The work tree.
+fn top() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are in the work tree")
+}
+
+/// Runs a command here, outside of any machine; it must succeed. Returns its standard output.
+#[track_caller]
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("could not start {command:?}: {error}"));
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{command:?}\n{stdout}{stderr}");
+    stdout
+}
+
+/// Starts pg-recovery.service with a program that is at work until there is a file /run/finish.
+fn long_recovery(host: &Host) {
+    host.sh("cd /run/systemd/system; mkdir -p pg-recovery.service.d
+         printf '[Service]\nExecStart=\nExecStart=/bin/sh -c \"until test -e /run/finish; do sleep 0.1; done\"\n' \
+             >pg-recovery.service.d/long.conf
+         systemctl daemon-reload; systemctl start --no-block pg-recovery.service");
     host.wait_for_state("pg-recovery.service", "activating", SOON);
 }
 
@@ -75,36 +99,104 @@ facts_on_both_suites! {
         assert_eq!(states(&host), ["active"; 3], "it is enabled all the same");
     }
 
+    fn every_cluster_of_a_host_is_watched_as_it_is_meant_to_run(suite: Suite) {
+        let host = Host::boot_plain(suite);
+        let (by_hand, idle) = (host.create_cluster("byhand"), host.create_cluster("idle"));
+        host.sh(&format!("echo manual >{}/start.conf; systemctl daemon-reload", by_hand.configuration_directory()));
+        host.operator_stops(&idle.unit());
+        let postmasters = [host.postmaster_pid(), host.postmaster_pid_of(&by_hand)];
+        let output = host.install_package();
+        assert!(output.success(), "{output}");
+        for cluster in [host.cluster(), by_hand.name()] {
+            host.wait_for_journal("pg-watchdog", &format!("cluster {cluster} has a postmaster"), SOON);
+        }
+        assert_eq!([host.postmaster_pid(), host.postmaster_pid_of(&by_hand)], postmasters);
+        let question = format!("cluster {} was stopped although it is meant to run; pg-health-check will have it started", idle.name());
+        host.wait_for_journal("pg-watchdog", &question, SOON);
+        assert_eq!(host.state_of(&idle.unit()), "inactive", "the operator has three checks to say that this is right");
+        for pid in postmasters {
+            host.signal(pid, Signal::SIGKILL);
+        }
+        host.wait_for_journal("pg-watchdog", &format!("cluster {} accepts connections again", host.cluster()), SOON);
+        host.wait_for_journal("pg-watchdog", &format!("cluster {} is set to manual in start.conf, leaving it alone", by_hand.name()), SOON);
+        assert_eq!(host.state_of(&by_hand.unit()), "failed");
+    }
+
     fn an_upgrade_restarts_the_watchdog_and_touches_no_postgresql(host: Host) {
+        an_older_version(&host);
         let (postmaster, watchdog) = (host.postmaster_pid(), host.property_of("pg-watchdog.service", "MainPID"));
         upgrade(&host);
         assert_eq!(states(&host), ["active"; 3]);
         assert_eq!(host.postmaster_pid(), postmaster);
-        assert_ne!(host.property_of("pg-watchdog.service", "MainPID"), watchdog);
+        let now = host.property_of("pg-watchdog.service", "MainPID");
+        assert_ne!(now, watchdog);
+        // Otherwise " (deleted)" stands behind it.
+        assert_eq!(host.sh(&format!("readlink /proc/{now}/exe")), "/usr/sbin/pg-watchdog");
+    }
+
+    fn an_upgrade_keeps_configuration_state_and_history(host: Host) {
+        an_older_version(&host);
+        host.sh(r#"sed -i 's/^.on_clean_stop = "start"/on_clean_stop = "leave"/' /etc/pg-recovery/config.toml"#);
+        host.configure("[watchdog]\nrestarts = 4");
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_until("the recovery is recorded", SOON, || host.recoveries().len() == 1);
+        host.sh("pg-recover pause 2h 'an upgrade'");
+        let kept = "cd /; sha256sum etc/pg-recovery/config.toml etc/pg-recovery/config.d/* var/lib/pg-recovery/pause.json \
+                    var/lib/pg-recovery/recoveries.jsonl; find var/lib/pg-recovery/points -type f | sort";
+        let before = host.sh(kept);
+        upgrade(&host);
+        assert_eq!(host.sh(kept), before);
+        assert_eq!(states(&host), ["active"; 3]);
+        assert!(host.sh("pg-recover --plan").contains("an upgrade"), "the pause is in force");
     }
 
     fn what_the_operator_switched_off_stays_off_over_an_upgrade(host: Host) {
+        an_older_version(&host);
         host.sh("systemctl stop pg-recovery.target");
         assert_eq!(states(&host), ["inactive"; 3], "the target stops all of them");
         upgrade(&host);
         assert_eq!(states(&host), ["inactive"; 3], "it was stopped, for maintenance perhaps");
         host.sh("systemctl start pg-recovery.target");
         assert_eq!(states(&host), ["active"; 3], "the target starts all of them");
-        host.sh("systemctl disable --now pg-watchdog.service");
+        host.sh("systemctl mask --now pg-watchdog.service; systemctl disable --now pg-health-check.timer");
+        an_older_version(&host);
         upgrade(&host);
-        assert_eq!(states(&host), ["active", "inactive", "active"]);
+        let switched_off = |host: &Host| {
+            assert_eq!(states(host), ["active", "inactive", "inactive"]);
+            assert_eq!(host.property_of("pg-health-check.timer", "UnitFileState"), "disabled");
+            assert_eq!(host.property_of("pg-watchdog.service", "LoadState"), "masked");
+        };
+        switched_off(&host);
         host.reboot();
-        assert_eq!(states(&host), ["active", "inactive", "active"]);
+        switched_off(&host);
     }
 
     fn a_recovery_at_work_outlives_an_upgrade_and_is_waited_for_by_a_removal(host: Host) {
-        slow_recovery(&host, 15);
+        an_older_version(&host);
+        long_recovery(&host);
         let recovery = host.property_of("pg-recovery.service", "MainPID");
         upgrade(&host);
         assert_eq!(host.property_of("pg-recovery.service", "MainPID"), recovery);
-        let said = apt(&host, "remove pg-recovery");
-        assert!(said.stdout.contains("Waiting for the recovery that is at work"), "{said}");
-        host.journal_of("systemd").says("Finished pg-recovery.service");
+        host.run_as_unit("removal", "root", "DEBIAN_FRONTEND=noninteractive apt-get --yes remove pg-recovery");
+        host.wait_for_journal("removal.service", "Waiting for the recovery that is at work", SOON);
+        host.sh("touch /run/finish");
+        host.wait_for_journal("systemd", "Finished pg-recovery.service", SOON);
+        host.wait_until("the package is removed", SOON, || !host.file("/usr/sbin/pg-recover").exists());
+    }
+
+    fn removing_leaves_no_failed_unit(host: Host) {
+        host.sh(
+            "systemctl stop pg-health-check.timer
+             mkdir -p /run/systemd/system/pg-health-check.service.d
+             printf '[Service]\nExecStart=\nExecStart=/bin/sh -c \"exit 10\"\n' >/run/systemd/system/pg-health-check.service.d/ill.conf
+             systemctl daemon-reload",
+        );
+        assert!(!host.start_and_wait("pg-health-check.service").success());
+        assert_eq!(host.state_of("pg-health-check.service"), "failed");
+        // A drop-in would keep the name of the unit known.
+        host.sh("rm -r /run/systemd/system/pg-health-check.service.d; systemctl daemon-reload");
+        apt(&host, "remove pg-recovery");
+        assert_eq!(host.sh("systemctl --failed --all --no-legend"), "");
     }
 
     fn removing_stops_everything_and_installing_again_starts_it(host: Host) {
@@ -201,6 +293,49 @@ var/lib/pg-recovery/watchdog/ root 755";
         assert_eq!(host.psql("SELECT 1"), "1");
     }
 
+    fn packaging_try_shows_each_fault_its_recovery_and_how_long_a_client_waited(suite: Suite) {
+        let mut command = Command::new(top().join("packaging/try"));
+        command.arg(suite.name()).env("PG_RECOVERY_DEB", host::package());
+        // Should this test be killed, it is to clean up.
+        // SAFETY: prctl(2) is async-signal-safe and touches no memory.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+                Ok(())
+            });
+        }
+        let said = run(&mut command);
+        let mut rest = said.as_str();
+        // In this order.
+        for text in [
+            "The postmaster is killed",
+            "# kill -9",
+            "pg-watchdog: starting postgresql@",
+            "accepts connections again",
+            "the client waited",
+            "The postmaster hangs",
+            "# kill -STOP",
+            "SIGCONT",
+            "the client waited",
+            "A bad line of configuration",
+            "# echo 'shared_buffers = = lots'",
+            "pg-recover: ",
+            "the client waited",
+            "What was broken, and how long no commit came through",
+            "The postmaster is killed",
+            " ms\n",
+            "The postmaster hangs",
+            " ms\n",
+            "A bad line of configuration",
+            " ms\n",
+            "commits acknowledged, 0 of them lost",
+            "pg-recover history",
+        ] {
+            let (_, after) = rest.split_once(text).unwrap_or_else(|| panic!("{text:?} is not said where it should be:\n{said}"));
+            rest = after;
+        }
+    }
+
     fn a_watchdog_that_hangs_is_replaced(host: Host) {
         let watchdog = host.property_of("pg-watchdog.service", "MainPID");
         host.sh(&format!("kill -STOP {watchdog}"));
@@ -213,16 +348,5 @@ var/lib/pg-recovery/watchdog/ root 755";
 
 #[test]
 fn what_is_packaged_passes_its_checks() {
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are in the work tree");
-    let run = |command: &mut Command| {
-        let output = command.output().unwrap_or_else(|error| panic!("could not start {command:?}: {error}"));
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-        assert!(output.status.success(), "{command:?}\n{stdout}{stderr}");
-        stdout
-    };
-    let deb = std::env::var("PG_RECOVERY_DEB").unwrap_or_else(|_| {
-        run(&mut Command::new(top.join("packaging/deb"))).lines().last().expect("it prints the path").to_owned()
-    });
-    run(Command::new(top.join("packaging/lint")).arg(deb));
+    run(Command::new(top().join("packaging/lint")).arg(host::package()));
 }

@@ -2,14 +2,19 @@
 //!
 //! Both live in the cache folder (`/var/cache/pg-recovery-tests`, or `PG_RECOVERY_TEST_CACHE`), named after what they were
 //! made from, so nothing in it is ever stale; it may be deleted whenever no test is running.
+//!
+//! `NAME.lock` is held by whoever builds a layer (exclusively) or has machines on it (shared, as long as the process lives),
+//! and was written when the layer was last used. Whoever builds a layer removes those that are in nobody's use any more.
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
@@ -70,7 +75,7 @@ pub(crate) fn with_package(suite: Suite) -> Vec<PathBuf> {
 }
 
 /// The package under test: `PG_RECOVERY_DEB`, or built now.
-pub(crate) fn package() -> PathBuf {
+pub fn package() -> PathBuf {
     static PACKAGE: OnceLock<PathBuf> = OnceLock::new();
     PACKAGE
         .get_or_init(|| {
@@ -89,10 +94,14 @@ pub(crate) fn package() -> PathBuf {
         .clone()
 }
 
-fn base(suite: Suite) -> PathBuf {
+fn base_name(suite: Suite) -> String {
     // A new month is a new base, with the updates that Debian has made since.
     let key = short_hash(format!("{INCLUDE} {RECIPE} {}", MASKED.join(" ")).as_bytes());
-    let base = cache().join(format!("base-{}-{}-{key}", suite.name(), month()));
+    format!("base-{}-{}-{key}", suite.name(), month())
+}
+
+fn base(suite: Suite) -> PathBuf {
+    let base = cache().join(base_name(suite));
     build_once(&base, |target| {
         let mut refused = String::new();
         // First mmdebstrap's own choice of an archive, then the one that this computer uses itself.
@@ -144,32 +153,69 @@ fn cache() -> PathBuf {
 
 /// The first test to come builds, all others wait; what is there under its final name is complete.
 fn build_once(target: &Path, build: impl FnOnce(&Path)) {
-    if target.exists() {
-        return;
-    }
     let name = target.file_name().expect("a layer has a name").to_string_lossy().into_owned();
     fs::create_dir_all(cache()).unwrap_or_else(|error| panic!("could not create {}: {error}", cache().display()));
-    let lock = fs::File::create(cache().join(format!("{name}.lock"))).expect("the cache can be written");
-    let _held = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).expect("flock works");
-    if target.exists() {
-        return;
+    let mut build = Some(build);
+    loop {
+        let in_use = lock(&name, FlockArg::LockShared).expect("it waits");
+        if target.exists() {
+            let _ = in_use.set_modified(SystemTime::now());
+            // Until the process ends, whichever way.
+            std::mem::forget(in_use);
+            return;
+        }
+        drop(in_use);
+        let _alone = lock(&name, FlockArg::LockExclusive).expect("it waits");
+        if target.exists() {
+            continue;
+        }
+        remove_old_layers();
+        let partial = cache().join(format!("{name}.partial"));
+        let _ = fs::remove_dir_all(&partial);
+        build.take().expect("what was built is there")(&partial);
+        // What was built is on the disk before its name says so: a later power cut must not leave half a base.
+        nix::unistd::syncfs(fs::File::open(&partial).expect("the layer is there").as_fd()).expect("syncfs works");
+        fs::rename(&partial, target).expect("the cache can be written");
     }
-    remove_old_layers();
-    let partial = cache().join(format!("{name}.partial"));
-    let _ = fs::remove_dir_all(&partial);
-    build(&partial);
-    // What was built is on the disk before its name says so: a later power cut must not leave half a base.
-    nix::unistd::syncfs(fs::File::open(&partial).expect("the layer is there").as_fd()).expect("syncfs works");
-    fs::rename(&partial, target).expect("the cache can be written");
 }
 
-/// Each build of the package makes a layer; those of the day before yesterday are in nobody's use any more.
+/// Takes a layer's lock; `None` if it is not to wait and somebody has it.
+fn lock(name: &str, how: FlockArg) -> Option<Flock<fs::File>> {
+    let path = cache().join(format!("{name}.lock"));
+    loop {
+        let file = fs::File::options().create(true).append(true).open(&path).expect("the cache can be written");
+        let held = match Flock::lock(file, how) {
+            Ok(held) => held,
+            Err((_, Errno::EWOULDBLOCK)) => return None,
+            Err((_, error)) => panic!("could not lock {}: {error}", path.display()),
+        };
+        // Whoever waited while the layer was removed has the lock of a file that is gone.
+        let inode = held.metadata().expect("an open file has an inode").ino();
+        if fs::metadata(&path).is_ok_and(|named| named.ino() == inode) {
+            return Some(held);
+        }
+    }
+}
+
+/// Each month makes bases and each build of the package a layer. Removes those that nobody uses, and nobody has used for two
+/// days: another work tree may come back to its own.
 fn remove_old_layers() {
-    let Ok(entries) = fs::read_dir(cache()) else { return };
-    for entry in entries.flatten().filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"package-")) {
-        let age = entry.metadata().and_then(|metadata| metadata.created()).ok().and_then(|made| made.elapsed().ok());
-        if age.is_some_and(|age| age > Duration::from_secs(2 * 24 * 60 * 60)) {
-            let _ = fs::remove_dir_all(entry.path());
+    let current = [Suite::Bookworm, Suite::Trixie].map(base_name);
+    for entry in fs::read_dir(cache()).into_iter().flatten().flatten() {
+        let file = entry.file_name().to_string_lossy().into_owned();
+        let Some(name) = file.strip_suffix(".lock").filter(|name| !current.iter().any(|base| base == name)) else {
+            continue;
+        };
+        let used = entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|time| time.elapsed().ok());
+        if used.is_some_and(|used| used > Duration::from_secs(2 * 24 * 60 * 60))
+            && let Some(_alone) = lock(name, FlockArg::LockExclusiveNonblock)
+        {
+            let partial = cache().join(format!("{name}.partial"));
+            let _ = fs::remove_dir_all(&partial);
+            // Half of a layer must not keep the name of a whole one.
+            let _ = fs::rename(cache().join(name), &partial);
+            let _ = fs::remove_dir_all(&partial);
+            let _ = fs::remove_file(entry.path());
         }
     }
 }

@@ -22,6 +22,7 @@ pub use book::{Book, Entry, Status, Tally, monotonic_ms};
 pub use cluster::Cluster;
 pub use disk::Disk;
 pub use file::File;
+pub use image::package;
 pub use journal::Journal;
 pub use ledger::Ledger;
 pub use nix::sys::signal::Signal;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, Once};
+use std::thread;
 use std::time::Duration;
 
 use crate::poll::poll_until;
@@ -23,10 +24,26 @@ const IN_MEMORY: &str = "/dev/shm";
 const ON_DISK: &str = "/var/tmp";
 const RUN: &str = "pg-recovery-tests";
 
+/// Said by a machine that is up when its test fails.
+const EVIDENCE: &str = r#"
+. /etc/os-release
+echo "---- journal of $VERSION_CODENAME ----"
+journalctl --sync
+journalctl --quiet --no-pager -o short-precise -n 200 -u 'pg-*' -u 'postgresql*'
+for log in /var/log/postgresql/*.log; do
+    echo "---- $log on $VERSION_CODENAME ----"
+    tail -n 40 "$log"
+done
+echo "---- clusters and failed units of $VERSION_CODENAME ----"
+pg_lsclusters
+systemctl --failed --no-pager
+exit 0
+"#;
+
 /// Long enough for a busy computer; a healthy machine needs three seconds.
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
 
-/// A machine that is up, or between two boots.
+/// A machine that is up, or between two boots. Dropping it removes it; when the test is failing, its evidence is printed first.
 pub(crate) struct Machine {
     dir: PathBuf,
     cgroup: PathBuf,
@@ -48,12 +65,13 @@ impl Machine {
     }
 
     fn prepare(layers: &[PathBuf]) -> Machine {
-        static SWEEP: Once = Once::new();
-        SWEEP.call_once(sweep);
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            sweep();
+            end_a_test_that_hangs();
+        });
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let pid = std::process::id();
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{pid}-{}-{number}", start_time(pid).expect("this process has a start time"));
+        let name = format!("{}{}", own_prefix(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let dir = run_folder().join(&name);
         let cgroup = cgroup_of(&name);
         for part in ["upper", "work", "root"] {
@@ -142,17 +160,7 @@ impl Machine {
 
     /// A command that will run in the machine, as root, outside of its units.
     pub fn enter(&self) -> Command {
-        let leader = self.leader();
-        let mut command = Command::new("nsenter");
-        command
-            .args(["--target", &leader.to_string()])
-            .args(["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--root", "--wd", "--"])
-            .env_clear()
-            .envs([("PATH", PATH), ("HOME", "/root"), ("LANG", "C.UTF-8"), ("TERM", "dumb")])
-            .stdin(Stdio::null())
-            .process_group(0);
-        join_cgroup(&mut command, &self.cgroup.join("words"));
-        command
+        enter(self.leader(), &self.cgroup)
     }
 
     /// A command outside that must not outlive the machine.
@@ -194,7 +202,7 @@ impl Machine {
 
     /// What it has written on its console.
     pub fn console(&self) -> String {
-        fs::read(self.dir.join("console")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        console(&self.dir)
     }
 
     /// Gives the disk away to be a lower layer; the machine must be off.
@@ -213,6 +221,9 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{}", evidence(&self.dir));
+        }
         // Closing its standard input is what the reaper waits for.
         drop(self.reaper.stdin.take());
         let _ = self.reaper.wait();
@@ -276,6 +287,66 @@ fn start_reaper(dir: &Path, cgroup: &Path, input: Stdio) -> Child {
         });
     }
     command.spawn().unwrap_or_else(|error| panic!("could not start the reaper: {error}"))
+}
+
+fn enter(leader: i32, cgroup: &Path) -> Command {
+    let mut command = Command::new("nsenter");
+    command
+        .args(["--target", &leader.to_string()])
+        .args(["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--root", "--wd", "--"])
+        .env_clear()
+        .envs([("PATH", PATH), ("HOME", "/root"), ("LANG", "C.UTF-8"), ("TERM", "dumb")])
+        .stdin(Stdio::null())
+        .process_group(0);
+    join_cgroup(&mut command, &cgroup.join("words"));
+    command
+}
+
+fn console(dir: &Path) -> String {
+    fs::read(dir.join("console")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+/// What tells why a test fails: the journal and the logs of a machine, or the console of one that is off.
+///
+/// Asks the folder only, because a test that hangs may hold the locks of its [`Machine`].
+fn evidence(dir: &Path) -> String {
+    let name = dir.file_name().expect("the folder has a name").display();
+    fs::read_link(dir.join("machine"))
+        .ok()
+        .and_then(|link| link.iter().nth(2)?.to_str()?.parse().ok())
+        .and_then(|leader| {
+            let mut command = enter(leader, &cgroup_of(&name.to_string()));
+            command.args(["timeout", "--kill-after=2", "60", "/bin/bash", "-c", EVIDENCE]).output().ok()
+        })
+        .filter(|output| output.status.success())
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .unwrap_or_else(|| format!("---- console of the machine {name}, which is off or hangs ----\n{}", console(dir)))
+}
+
+/// `tests/run` runs each test as a process of its own, and kills it some time after `PG_RECOVERY_TEST_TIMEOUT` (seconds). It
+/// would take its machines along without a word; so it ends before that, and says what they know.
+fn end_a_test_that_hangs() {
+    let Some(limit) = std::env::var("PG_RECOVERY_TEST_TIMEOUT").ok().and_then(|limit| limit.parse().ok()) else {
+        return;
+    };
+    thread::spawn(move || {
+        thread::sleep(Duration::from_secs(limit));
+        // Not by eprintln!, which libtest captures.
+        let mut stderr = std::io::stderr();
+        let _ = writeln!(stderr, "\nthe test hangs: it has not ended within {limit} s");
+        for folder in fs::read_dir(run_folder()).into_iter().flatten().flatten() {
+            if folder.file_name().to_string_lossy().starts_with(&own_prefix()) {
+                let _ = writeln!(stderr, "{}", evidence(&folder.path()));
+            }
+        }
+        std::process::exit(124);
+    });
+}
+
+/// What the names of this process's machines begin with.
+fn own_prefix() -> String {
+    let pid = std::process::id();
+    format!("{pid}-{}-", start_time(pid).expect("this process has a start time"))
 }
 
 /// Removes what dead owners left behind.

@@ -9,7 +9,7 @@ for _ in $(seq 200); do
         echo 1 >"$cgroup/cgroup.kill"
     else
         # Before Linux 5.14.
-        find "$cgroup" -name cgroup.procs -exec cat {} + 2>/dev/null | xargs -r kill -9 2>/dev/null
+        find "$cgroup" -name cgroup.procs -exec cat {} + 2>/dev/null | while read -r pid; do kill -9 "$pid"; done
     fi
     grep -qs '^populated 1' "$cgroup/cgroup.events" || break
     sleep 0.05

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
 use crate::machine::Machine;
@@ -452,33 +451,5 @@ impl Host {
 
     pub(crate) fn beside(&self, program: &Path) -> Command {
         self.machine.beside(program)
-    }
-
-    fn print_evidence(&self) {
-        if !self.machine.is_up() {
-            eprintln!(
-                "---- console of the machine ({}), which is off ----\n{}",
-                self.suite.name(),
-                self.machine.console()
-            );
-            return;
-        }
-        let (name, log) = (self.suite.name(), self.main_cluster().log_file());
-        let journal =
-            "journalctl --sync; journalctl --quiet --no-pager -o short-precise -n 200 -u 'pg-*' -u 'postgresql*'";
-        eprintln!("---- journal of {name} ----\n{}", self.run(journal).stdout);
-        eprintln!("---- {log} on {name} ----\n{}", self.run(&format!("tail -n 40 {log}")).stdout);
-        eprintln!(
-            "---- clusters and failed units of {name} ----\n{}",
-            self.run("pg_lsclusters; systemctl --failed --no-pager").stdout
-        );
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            self.print_evidence();
-        }
     }
 }
