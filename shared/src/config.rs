@@ -174,6 +174,9 @@ pub struct Recover {
     /// How long an immediate shutdown may take before SIGKILL.
     #[serde(deserialize_with = "duration")]
     pub immediate_stop_timeout: Duration,
+    /// Size of the file that is given back when the volume of pg_wal is full; 0B for none.
+    #[serde(deserialize_with = "bytes")]
+    pub ballast: u64,
     /// Programs that, when their arguments name the data directory, have it to themselves.
     pub data_directory_users: Vec<String>,
 }
@@ -207,6 +210,7 @@ impl Default for Recover {
             start_timeout: Duration::from_secs(60),
             fast_stop_timeout: Duration::from_secs(10),
             immediate_stop_timeout: Duration::from_secs(10),
+            ballast: 64 << 20,
             data_directory_users: users.map(String::from).to_vec(),
         }
     }

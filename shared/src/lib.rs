@@ -1,6 +1,7 @@
 //! What the programs of pg-recovery have in common.
 
 pub mod args;
+pub mod ballast;
 pub mod client;
 pub mod clock;
 pub mod cluster;

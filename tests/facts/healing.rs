@@ -196,6 +196,31 @@ facts_on_both_suites! {
         assert_eq!((host.file(&file).mode() & 0o777, host.postmaster_pid()), (0o600, postmaster));
     }
 
+    fn a_server_without_room_for_wal_is_started_again_in_room_that_was_kept(host: Host) {
+        let _disk = host.move_data_to_disk(400);
+        let data = host.data_directory();
+        let ballast = host.file(&format!("{data}/pgsql_tmp.pg-recovery-ballast"));
+        host.wait_until("room is kept", SOON, || ballast.exists());
+        let ledger = ledger_of(&host);
+        faults::s2_wal_disk_full::fill(&host);
+        host.wait_until("it is healed", SOON, || host.recoveries().last().is_some_and(|r| r["fault"] == "S2"));
+        healed(&host, ledger, "S2", SOON);
+        assert!(!ballast.exists());
+        host.journal_of("pg-recover").says("find out what takes the room");
+        // The cause is gone: room is kept again.
+        for setting in ["RESET wal_keep_size", "SET min_wal_size = '32MB'", "SET max_wal_size = '32MB'"] {
+            host.psql(&format!("ALTER SYSTEM {setting}"));
+        }
+        host.psql("SELECT pg_reload_conf()");
+        host.psql("DROP TABLE filler");
+        host.psql("CHECKPOINT");
+        host.psql("CHECKPOINT");
+        host.sh("systemctl restart pg-watchdog");
+        host.wait_until("room is kept", SOON, || ballast.exists());
+        host.sh("apt-get remove --yes pg-recovery");
+        assert!(!ballast.exists());
+    }
+
     fn a_bad_line_in_postgresql_conf_is_undone_and_kept_beside(host: Host) {
         let ledger = ledger_of(&host);
         faults::c1_bad_postgresql_conf::inject(&host);

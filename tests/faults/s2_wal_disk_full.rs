@@ -7,13 +7,19 @@ use crate::{Disk, Host};
 /// Moves the data directory to a disk of 160 MiB and writes until there is no room left for WAL. The server is then down.
 pub fn inject(host: &Host) -> Disk {
     let disk = host.move_data_to_disk(160);
+    fill(host);
+    host.wait_for_state(&host.unit(), "failed", Duration::from_secs(60));
+    disk
+}
+
+/// Writes until the server stops for want of room.
+pub fn fill(host: &Host) {
     // Somebody else's file takes what PostgreSQL would have needed; WAL is kept instead of being recycled.
     host.psql("ALTER SYSTEM SET wal_keep_size = '10GB'");
     host.psql("SELECT pg_reload_conf()");
     host.psql("CREATE TABLE filler (line text)");
-    host.wait_until("the disk is full and the server down", Duration::from_secs(60), || {
+    host.wait_until("the disk is full", Duration::from_secs(120), || {
         let write = "INSERT INTO filler SELECT repeat('x', 1000) FROM generate_series(1, 8000); SELECT pg_switch_wal()";
-        !host.try_psql(write).success() && host.state_of(&host.unit()) == "failed"
+        !host.try_psql(write).success()
     });
-    disk
 }

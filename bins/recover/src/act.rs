@@ -21,7 +21,7 @@ use shared::pidfile::{self, LockFile};
 use shared::point::Copy;
 use shared::process::{self, Pidfd, Process};
 use shared::standing::Standing;
-use shared::{Error, Result, command, point, prestart, standing, state, unit};
+use shared::{Error, Result, ballast, command, point, prestart, standing, state, terminals, unit};
 
 use crate::control_file;
 use crate::facts::{self, Facts, Memory};
@@ -52,6 +52,7 @@ impl Actor<'_> {
             Step::SetLockFileAside => self.set_lock_file_aside(),
             Step::PutLockFileBack => self.put_lock_file_back(facts),
             Step::CreateSocketDirectory => self.create_socket_directory(),
+            Step::ReleaseBallast => self.release_ballast(),
             Step::RestoreControlFile => self.restore_control_file(facts),
             Step::RestoreMode => self.restore_mode(),
             Step::RestoreConfiguration { restore, set_aside } => self.restore_configuration(restore, set_aside),
@@ -241,6 +242,20 @@ impl Actor<'_> {
             return Err(Error::failed("the postmaster ended while its lock file was put back"));
         }
         Ok(format!("byte for byte the file of PID {}", postmaster.pid))
+    }
+
+    fn release_ballast(&self) -> Result<String> {
+        let name = self.cluster.name();
+        let freed = ballast::release(self.cluster)? >> 20;
+        let pg_wal = self.cluster.data_directory.join("pg_wal");
+        let text = format!(
+            "cluster {name}: the volume of {} is full; {freed} MB that were kept for this are given back, and will not last: \
+             find out what takes the room (a replication slot, wal_keep_size, a failing archive_command, other files)",
+            pg_wal.display()
+        );
+        log::error!(PG_CLUSTER = name, PG_FAULT = "S2", PG_RECOVERY_ID = self.id; "{text}");
+        terminals::tell("pg-recover", &text);
+        Ok(format!("{freed} MB given back"))
     }
 
     fn restore_control_file(&self, facts: &Facts) -> Result<String> {

@@ -43,6 +43,8 @@ pub enum Fault {
     SocketDirectory,
     /// S9: pg_control is missing or damaged, and there is a copy that WAL proves to be good enough.
     ControlFile,
+    /// S2: no room for WAL, and some that can be given back.
+    NoRoom,
     /// S7: owner or mode of the data directory, or of something in it.
     Mode,
     /// C1, C2, C3: the configuration does not let it start.
@@ -66,6 +68,7 @@ impl Fault {
             Fault::Orphans => "P9",
             Fault::SocketDirectory => "P11",
             Fault::ControlFile => "S9",
+            Fault::NoRoom => "S2",
             Fault::Mode => "S7",
             Fault::Configuration(class) | Fault::NotOurs(class) => class,
             Fault::Unknown => "unknown",
@@ -92,7 +95,7 @@ impl Fault {
             Fault::Mode => "the data directory, or something in it, has the wrong owner or mode",
             Fault::Configuration(_) => "the configuration does not let it start",
             Fault::NotOurs("L1") => "all connection slots are in use",
-            Fault::NotOurs("S2") => "there is no room for WAL",
+            Fault::NoRoom | Fault::NotOurs("S2") => "there is no room for WAL",
             Fault::NotOurs("S6") => "the data directory is missing or another one; its volume may not be mounted",
             Fault::NotOurs("S9") => "pg_control is missing or damaged, and there is no copy to put back",
             Fault::ControlFile => "pg_control is missing or damaged",
@@ -245,6 +248,7 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
         let worst = obstacles.find(|o| !later(o.fault)).map_or("unknown", |o| o.fault);
         return match (worst, &facts.control_copy) {
             ("S7", _) => Fault::Mode,
+            ("S2", _) if facts.ballast > 0 => Fault::NoRoom,
             // Without pg_control it cannot be told whether it was stopped cleanly; what the unit says has to do.
             ("S9", Ok(())) if ended_by_itself(facts) && !facts.asked_by_checks && !facts.stopped_by_us => {
                 Fault::StoppedOnPurpose

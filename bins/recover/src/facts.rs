@@ -18,7 +18,7 @@ use shared::prestart::{self, Obstacle};
 use shared::process::{self, Family, Identity, Process};
 use shared::standing::{self, Standing};
 use shared::unit::UnitState;
-use shared::{Result, command, health};
+use shared::{Result, ballast, command, health};
 
 use crate::{control_file, server_log};
 
@@ -76,6 +76,8 @@ pub struct Facts {
     pub obstacles: Vec<Obstacle>,
     /// What in the data directory has the wrong owner or mode.
     pub wrong_modes: Vec<Wrong>,
+    /// Bytes that can be given back on the volume of pg_wal.
+    pub ballast: u64,
     pub socket_directory: Result<(), String>,
     pub configuration: Configuration,
     /// The server's last FATAL since it was last seen well, or since our own last start, and its class.
@@ -190,6 +192,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         wrong_modes: if down || connection.is_ok() { modes::wrong(cluster)? } else { Vec::new() },
         asked_by_checks: asked_by_checks(cluster, config, evidence.as_ref()),
         socket_directory: socket_directory(cluster),
+        ballast: if down { ballast::size(cluster)? } else { 0 },
         stopped_by_us: memory.stopped_by_us,
         started_by_us: memory.started,
         waited: memory.waited,

@@ -35,6 +35,8 @@ pub enum Step {
     /// Put the byte-exact copy of postmaster.pid back.
     PutLockFileBack,
     CreateSocketDirectory,
+    /// Remove the file of our own that keeps room free on the volume of pg_wal.
+    ReleaseBallast,
     /// The newest copy of pg_control from which on WAL is complete.
     RestoreControlFile,
     /// Owner and mode of the data directory, as recorded, and of what is in it, as the server makes its files.
@@ -58,6 +60,7 @@ impl Step {
             Step::SetLockFileAside => "set-lock-file-aside",
             Step::PutLockFileBack => "put-lock-file-back",
             Step::CreateSocketDirectory => "create-socket-directory",
+            Step::ReleaseBallast => "release-ballast",
             Step::RestoreControlFile => "restore-control-file",
             Step::RestoreMode => "restore-mode",
             Step::RestoreConfiguration { .. } => "restore-configuration",
@@ -67,7 +70,11 @@ impl Step {
 
     fn risk(&self) -> Risk {
         match self {
-            Step::Continue | Step::PutLockFileBack | Step::CreateSocketDirectory | Step::Start => Risk::None,
+            Step::Continue
+            | Step::PutLockFileBack
+            | Step::CreateSocketDirectory
+            | Step::ReleaseBallast
+            | Step::Start => Risk::None,
             _ => Risk::Low,
         }
     }
@@ -141,6 +148,12 @@ fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
         }
         Fault::SocketDirectory => {
             vec![(Step::CreateSocketDirectory, "systemd-tmpfiles makes it as the package describes it"), start]
+        }
+        Fault::NoRoom => {
+            vec![
+                (Step::ReleaseBallast, "a file of our own that was kept for this; nothing in pg_wal is touched"),
+                start,
+            ]
         }
         Fault::ControlFile => {
             let (why, running) = if facts.family.postmaster.is_some() {
@@ -244,6 +257,7 @@ mod tests {
             held: None,
             obstacles: Vec::new(),
             wrong_modes: Vec::new(),
+            ballast: 0,
             socket_directory: Ok(()),
             configuration: Configuration::default(),
             failure: None,
@@ -322,6 +336,7 @@ mod tests {
             (orphans, "P9", &["end-orphans", "start"]),
             (sockets, "P11", &["create-socket-directory", "start"]),
             (Facts { obstacles: obstacle("S7"), ..killed() }, "S7", &["restore-mode", "start"]),
+            (Facts { ballast: 1, obstacles: obstacle("S2"), ..killed() }, "S2", &["release-ballast", "start"]),
             (Facts { wrong_modes: wrong(), ..killed() }, "S7", &["restore-mode", "start"]),
             (Facts { wrong_modes: wrong(), ..well() }, "S7", &["restore-mode"]),
             (lost(well()), "S9", &["restore-control-file"]),
@@ -360,6 +375,7 @@ mod tests {
             (Facts { obstacles: obstacle("S9"), ..killed() }, "S9"),
             (Facts { control: Err(ControlError::Missing), ..well() }, "S9"),
             (Facts { obstacles: obstacle("S6"), ..killed() }, "S6"),
+            (Facts { obstacles: obstacle("S2"), ..killed() }, "S2"),
             (Facts { lock_owner: Some(Identity::Unclear), ..killed() }, "P7"),
             (Facts { standing: Standing::Left("is paused".into()), ..killed() }, "O1"),
             (Facts { connection: Err(Refusal::Server("42501".into(), "x".into())), ..well() }, "unknown"),

@@ -15,7 +15,7 @@ use shared::control::{self, Control, ControlError, Lsn};
 use shared::evidence::{self, Evidence};
 use shared::pidfile::{self, PidFile};
 use shared::state::{self, State};
-use shared::{Result, modes, point};
+use shared::{Result, ballast, modes, point};
 
 use crate::look::Beat;
 
@@ -104,8 +104,14 @@ impl Keeper {
         self.good = None;
     }
 
-    /// Called once for each beat of a cluster that is well.
-    pub fn keep(&mut self, cluster: &Cluster, lock_file: Option<&(PidFile, Vec<u8>)>, beat: Beat) {
+    /// Called once for each beat of a cluster that is well. `ballast` is the room to reserve; `None` leaves it as it is.
+    pub fn keep(
+        &mut self,
+        cluster: &Cluster,
+        lock_file: Option<&(PidFile, Vec<u8>)>,
+        beat: Beat,
+        ballast: Option<u64>,
+    ) {
         if let Some((file, bytes)) = lock_file
             && *bytes != self.lock_file
             && matches!(file.status.as_str(), "ready" | "standby")
@@ -143,7 +149,7 @@ impl Keeper {
                 self.not_before = Some(Instant::now() + RETRY);
             }
         }
-        self.survey(cluster, checkpoint);
+        self.survey(cluster, checkpoint, ballast);
     }
 
     /// Why the running server has no pg_control to write its next checkpoint into (S9); seen twice.
@@ -204,7 +210,7 @@ impl Keeper {
     ///
     /// Sizes seen are sure to be on the disk when a checkpoint that began after it is completed. The first one that is
     /// completed may have begun before, the second has not; until then they wait as `files.next`.
-    fn survey(&mut self, cluster: &Cluster, checkpoint: bool) {
+    fn survey(&mut self, cluster: &Cluster, checkpoint: bool, ballast: Option<u64>) {
         let next = self.folder.join("files.next");
         if checkpoint {
             self.checkpoints = self.checkpoints.map(|n| n + 1);
@@ -234,6 +240,9 @@ impl Keeper {
             return;
         }
         self.survey_at = Some(Instant::now() + SURVEY_EVERY);
+        if let Some(Err(why)) = ballast.map(|want| ballast::keep(cluster, want)) {
+            log::warn!(PG_CLUSTER = self.name.as_str(); "{}", why.message);
+        }
         let (give, take) = mpsc::channel();
         let (cluster, list) = (cluster.clone(), (self.checkpoints.is_none() && self.may_write()).then_some(next));
         let work = move || {

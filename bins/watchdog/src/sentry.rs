@@ -236,7 +236,10 @@ impl Sentry {
                 self.seen.well = true;
                 self.log_size = death::log_size(&self.cluster);
                 if let Some(beat) = look.beat {
-                    self.keeper.keep(&self.cluster, look.lock_file.as_ref(), beat);
+                    // Who only looks on takes no room.
+                    let heals = self.config.mode_of(&self.name) == Mode::Heal;
+                    let ballast = heals.then_some(self.config.recover.ballast);
+                    self.keeper.keep(&self.cluster, look.lock_file.as_ref(), beat, ballast);
                 }
                 if let Some(why) = self.keeper.control_lost().map(String::from) {
                     self.hand_over("S9", &format!("its server runs, and {why}"));
