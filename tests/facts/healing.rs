@@ -221,6 +221,21 @@ facts_on_both_suites! {
         assert!(!ballast.exists());
     }
 
+    fn room_is_kept_beside_a_pg_wal_on_a_volume_of_its_own(host: Host) {
+        let _disk = host.attach_disk("/wal", 300);
+        let (unit, data) = (host.unit(), host.data_directory());
+        host.operator_stops(&unit);
+        host.sh(&format!("chown postgres: /wal && mv {data}/pg_wal /wal/pg_wal && ln -s /wal/pg_wal {data}/pg_wal"));
+        host.sh(&format!("systemctl start {unit}"));
+        host.wait_until("room is kept", SOON, || host.file("/wal/pgsql_tmp.pg-recovery-ballast").exists());
+        let ledger = ledger_of(&host);
+        faults::s2_wal_disk_full::fill(&host);
+        host.wait_until("it is healed", SOON, || host.recoveries().last().is_some_and(|r| r["fault"] == "S2"));
+        healed(&host, ledger, "S2", SOON);
+        host.sh("systemctl restart pg-watchdog && apt-get remove --yes pg-recovery");
+        assert!(!host.run("ls /wal/pgsql_tmp*").success());
+    }
+
     fn a_bad_line_in_postgresql_conf_is_undone_and_kept_beside(host: Host) {
         let ledger = ledger_of(&host);
         faults::c1_bad_postgresql_conf::inject(&host);

@@ -247,12 +247,10 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
         evidence.extend(facts.obstacles.iter().map(|o| o.message.clone()));
         let worst = obstacles.find(|o| !later(o.fault)).map_or("unknown", |o| o.fault);
         return match (worst, &facts.control_copy) {
+            // Without pg_control it cannot be told whether it was stopped cleanly; what the unit says has to do.
+            ("S7", _) | ("S9", Ok(())) if may_be_on_purpose(facts) => Fault::StoppedOnPurpose,
             ("S7", _) => Fault::Mode,
             ("S2", _) if facts.ballast > 0 => Fault::NoRoom,
-            // Without pg_control it cannot be told whether it was stopped cleanly; what the unit says has to do.
-            ("S9", Ok(())) if ended_by_itself(facts) && !facts.asked_by_checks && !facts.stopped_by_us => {
-                Fault::StoppedOnPurpose
-            }
             ("S9", Ok(())) => Fault::ControlFile,
             ("S9", Err(why)) => {
                 evidence.push(why.clone());
@@ -350,8 +348,10 @@ fn describe_modes(facts: &Facts) -> String {
     format!("{}{more}", shown.join(", "))
 }
 
-fn ended_by_itself(facts: &Facts) -> bool {
-    facts.unit.active == "inactive" || (facts.unit.exit_kind == 1 && facts.unit.exit_status == 0)
+/// It ended without a failure, and nobody has said since that it is to run.
+fn may_be_on_purpose(facts: &Facts) -> bool {
+    let ended_by_itself = facts.unit.active == "inactive" || (facts.unit.exit_kind == 1 && facts.unit.exit_status == 0);
+    ended_by_itself && !facts.asked_by_checks && !facts.stopped_by_us
 }
 
 fn process_lives(pid: i32) -> bool {

@@ -387,6 +387,7 @@ mod tests {
     #[test]
     fn a_clean_stop_is_respected_until_the_checks_ask() {
         assert_eq!(decide(&stopped(), &[]), ("O1", vec![]));
+        assert_eq!(decide(&Facts { obstacles: obstacle("S7"), ..stopped() }, &[]), ("O1", vec![]));
         assert_eq!(decide(&Facts { asked_by_checks: true, ..stopped() }, &[]), ("O1", vec!["start"]));
         assert_eq!(decide(&Facts { stopped_by_us: true, ..stopped() }, &[]), ("P1", vec!["start"]));
         let immediate = Facts { unit: UnitState { exit_kind: 1, exit_status: 0, ..killed().unit }, ..killed() };
