@@ -259,30 +259,36 @@ impl Config {
 
     fn parse(files: &[(PathBuf, String)]) -> Result<Self> {
         let mut merged = toml::Table::new();
-        let mut each: Vec<(&PathBuf, Config)> = Vec::new();
+        let mut each: Vec<(&PathBuf, toml::Table, Config)> = Vec::new();
         for (path, text) in files {
             let alone: Config = toml::from_str(text).map_err(|e| refuse(path, text, &e))?;
             let table: toml::Table = toml::from_str(text).map_err(|e| refuse(path, text, &e))?;
-            merge(&mut merged, table);
-            each.push((path, alone));
+            merge(&mut merged, table.clone());
+            each.push((path, table, alone));
         }
         let config: Config = merged
             .try_into()
             .map_err(|e: toml::de::Error| Error::config(format!("cannot use the configuration: {}", e.message())))?;
-        // What counts is the whole; a file that is wrong by itself is named.
-        config.check("").or_else(|whole| {
-            each.iter().try_for_each(|(path, alone)| alone.check(&format!("{}: ", path.display())))?;
-            Err(whole)
+        // What counts is the whole; a file that is wrong by itself is named, or else those that contradict each other.
+        config.check().map_err(|whole| {
+            let by_itself = each.iter().find_map(|(path, _, alone)| Some((vec![*path], alone.check().err()?)));
+            let (places, (key, why)) = by_itself.unwrap_or_else(|| {
+                let (section, warn) = whole.0.split_once('.').unwrap_or_default();
+                let keys = [warn.to_string(), warn.replace("_warn", "_fail")];
+                let sets =
+                    |table: &toml::Table| keys.iter().any(|key| table.get(section).and_then(|s| s.get(key)).is_some());
+                (each.iter().filter(|(_, table, _)| sets(table)).map(|(path, ..)| *path).collect(), whole)
+            });
+            let places: Vec<_> = places.iter().map(|path| path.display().to_string()).collect();
+            Error::config(format!("cannot use the configuration: {}: {key}: {why}", places.join(" and ")))
+                .hint("Correct this key, or remove it to get its default.")
         })?;
         Ok(config)
     }
 
-    /// Refuses values that contradict each other, by key.
-    fn check(&self, place: &str) -> Result<()> {
-        let refuse = |key: &str, why: String| {
-            Err(Error::config(format!("cannot use the configuration: {place}{key}: {why}"))
-                .hint("Correct this key, or remove it to get its default."))
-        };
+    /// Refuses values that contradict each other: the key, and why.
+    fn check(&self) -> std::result::Result<(), (String, String)> {
+        let refuse = |key: &str, why: String| Err((key.to_string(), why));
         let h = &self.health;
         for (key, warn, fail) in [
             ("health.disk_warn", h.disk_warn, h.disk_fail),
@@ -492,6 +498,13 @@ mod tests {
         for text in ["[health]\ndisk_warn = 95", "[watchdog]\nheartbeat = \"0s\"", "[recover]\nmax_attempts = 0"] {
             assert!(parse(&[("c", text)]).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn files_that_contradict_each_other_are_both_named() {
+        let files = [("a", "[health]\ndisk_warn = 88"), ("b", "[health]\ndisk_fail = 85"), ("c", "mode = \"heal\"")];
+        let e = parse(&files).unwrap_err();
+        assert!(e.message.starts_with("cannot use the configuration: a and b: health.disk_warn: 88"), "{}", e.message);
     }
 
     #[test]
