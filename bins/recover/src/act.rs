@@ -310,7 +310,10 @@ impl Actor<'_> {
             .ok_or_else(|| Error::failed("the last good configuration is gone"))?;
         let existing: Vec<PathBuf> = restore.iter().chain(set_aside).filter(|f| f.exists()).cloned().collect();
         let now = point::read(cluster, &existing)?;
-        point::save(cluster, "before", &format!("recovery {} puts the last good configuration back", self.id), &now)?;
+        let why = format!("recovery {} puts the last good configuration back", self.id);
+        if let Err(e) = point::save(cluster, "before", &why, &now) {
+            log::warn!(PG_CLUSTER = cluster.name(); "{}; going on, because each file is also kept beside the one that is put back", e.message);
+        }
         let mut told = Vec::new();
         for path in restore {
             let Some(copy) = good.iter().find(|c| c.path == *path) else { continue };
