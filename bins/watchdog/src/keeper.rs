@@ -22,7 +22,7 @@ use crate::look::Beat;
 const DISK_EVERY: Duration = Duration::from_secs(30);
 const SIZES_EVERY: Duration = Duration::from_secs(600);
 /// After a write failed: a disk that is full now will not have room in a second.
-const RETRY: Duration = Duration::from_secs(600);
+const RETRY: Duration = Duration::from_secs(60);
 const GOOD_EVERY: Duration = Duration::from_secs(30);
 
 /// A file's identity and times: mtime, ctime, size, inode.
@@ -251,7 +251,7 @@ impl Keeper {
     fn complain(&mut self, what: &str, why: &io::Error) {
         self.not_before = Some(Instant::now() + RETRY);
         log::warn!(PG_CLUSTER = self.name.as_str();
-            "could not save {what} of cluster {}: {why}; going on without it, next try in 10min", self.name);
+            "could not save {what} of cluster {}: {why}; going on without it, next try in 1min", self.name);
     }
 }
 
