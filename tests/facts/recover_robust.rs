@@ -374,6 +374,27 @@ facts_on_both_suites! {
         host.publish_downtime("P2 postmaster asleep, deaf to all signals", tally.longest_gap());
     }
 
+    fn a_postmaster_that_is_slow_to_take_connections_is_busy_and_left_alone(host: Host) {
+        faults::p2_postmaster_asleep::prepare(&host);
+        host.wait_until_accepting(SOON);
+        host.wait_until_settled();
+        let ledger = host.ledger();
+        let pid = faults::p2_postmaster_asleep::inject_slowness(&host);
+        host.wait_for_journal("pg-watchdog", "is slow to take new connections", SOON);
+        for times in 1..=2 {
+            assert_eq!(recover(&host), 0);
+            let said = host.journal_of(ME);
+            assert_eq!(said.count("replaying WAL or busy, and moves; leaving it alone"), times, "{said}");
+        }
+        faults::p2_postmaster_asleep::end(&host);
+        host.wait_until_accepting(SOON);
+        host.journal_of(ME).does_not_say("step 1");
+        host.journal_of("pg-watchdog").does_not_say("hangs").does_not_say("handed");
+        assert_eq!(host.postmaster_pid(), pid);
+        ledger.wait_for_commits(50);
+        ledger.stop_and_check().assert_nothing_lost();
+    }
+
     fn a_postmaster_that_waits_for_the_disk_is_never_killed(host: Host) {
         faults::p2_postmaster_asleep::prepare(&host);
         host.wait_until_accepting(SOON);

@@ -19,7 +19,13 @@ pub fn inject(host: &Host) -> i32 {
     host.postmaster_pid()
 }
 
-/// A server that is started from now on does not hang.
+/// Not a fault: every connection takes the postmaster six seconds from now on, but it takes each.
+pub fn inject_slowness(host: &Host) -> i32 {
+    host.file(FLAG).write("slow");
+    host.postmaster_pid()
+}
+
+/// A server that is started from now on does not hang, and a slow one is quick again.
 pub fn end(host: &Host) {
     host.file(FLAG).remove();
 }
