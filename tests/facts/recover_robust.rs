@@ -21,7 +21,7 @@ fn recover(host: &Host) -> i32 {
     host.property_of(UNIT, "ExecMainStatus").parse().expect("a status is a number")
 }
 
-/// Nothing was done in so much time, and no person was asked to come.
+/// The run ends without success in so much time, and says why.
 #[track_caller]
 fn gives_up_within(host: &Host, seconds: u64, says: &str) {
     let began = Instant::now();
