@@ -271,22 +271,25 @@ impl Config {
         let config: Config = merged
             .try_into()
             .map_err(|e: toml::de::Error| Error::config(format!("cannot use the configuration: {}", e.message())))?;
-        config.check().map_err(|(key, why)| {
-            // The last file that has the key decides, or the one that has its counterpart.
-            let find = |key: &str| {
+        config.check().map_err(|(keys, why)| {
+            // The last file that has the key decides.
+            let find = |key: &String| {
                 let (path, line) = files.iter().rev().find_map(|(path, text)| Some((path, line_of(text, key)?)))?;
                 Some(format!("{}, line {line}", path.display()))
             };
-            let place = find(&key).or_else(|| find(&key.replace("_warn", "_fail")));
-            Error::config(format!("cannot use {}, key {key}: {why}", place.as_deref().unwrap_or("the configuration")))
+            let places: Vec<String> = keys.iter().filter_map(find).collect();
+            let places = if places.is_empty() { "the configuration".into() } else { places.join(" and ") };
+            let key = keys.first().map_or("", String::as_str);
+            Error::config(format!("cannot use {places}, key {key}: {why}"))
                 .hint("Correct this key, or remove it to get its default.")
         })?;
         Ok(config)
     }
 
-    /// Refuses values that are out of range or contradict each other: the key, and why.
-    fn check(&self) -> Result<(), (String, String)> {
-        let refuse = |key: &str, why: String| Err((key.to_string(), why));
+    /// Refuses values that are out of range or contradict each other: the keys, and why.
+    fn check(&self) -> Result<(), (Vec<String>, String)> {
+        let refuse = |key: &str, why: String| Err((vec![key.to_string()], why));
+        let contradicts = |warn: &str, why: String| Err((vec![warn.to_string(), warn.replace("_warn", "_fail")], why));
         let h = &self.health;
         // A time of nothing would make every answer too late, a budget endless, or a stop a SIGKILL; one of a month would
         // never be over.
@@ -317,23 +320,26 @@ impl Config {
             ("health.connections_warn", h.connections_warn, h.connections_fail),
         ] {
             if warn > fail || fail > 100 {
-                return refuse(key, format!("{warn} must not be above the failing value {fail}, nor that above 100"));
+                return contradicts(
+                    key,
+                    format!("{warn} must not be above the failing value {fail}, nor that above 100"),
+                );
             }
         }
         if h.query_warn > h.query_fail {
-            return refuse("health.query_warn", "must not be above health.query_fail".into());
+            return contradicts("health.query_warn", "must not be above health.query_fail".into());
         }
         if h.xid_age_warn > h.xid_age_fail || h.xid_age_fail > 2_000_000_000 {
-            return refuse(
+            return contradicts(
                 "health.xid_age_warn",
                 "must not be above health.xid_age_fail, nor that above 2000000000".into(),
             );
         }
         if h.slot_warn > h.slot_fail {
-            return refuse("health.slot_warn", "must not be above health.slot_fail".into());
+            return contradicts("health.slot_warn", "must not be above health.slot_fail".into());
         }
         if h.certificate_warn < h.certificate_fail {
-            return refuse("health.certificate_warn", "must not be below health.certificate_fail".into());
+            return contradicts("health.certificate_warn", "must not be below health.certificate_fail".into());
         }
         for (key, value) in [
             ("health.max_failures", h.max_failures),
@@ -561,6 +567,13 @@ mod tests {
         let text = "[[cluster]]\nname = \"16/mian\"\n[[cluster]]\nname = \"16/main\"\n[[cluster]]\nname = \"9/own\"\n\
                     unit = \"u\"\ndata_directory = \"/d\"\nbin_directory = \"/b\"";
         assert_eq!(parse(&[("c", text)]).unwrap().strangers(|name| name == "16/main"), ["16/mian"]);
+    }
+
+    #[test]
+    fn files_that_contradict_each_other_are_both_named() {
+        let files = [("a", "[health]\ndisk_warn = 88"), ("b", "[health]\ndisk_fail = 85"), ("c", "mode = \"heal\"")];
+        let e = parse(&files).unwrap_err();
+        assert!(e.message.starts_with("cannot use a, line 2 and b, line 2, key health.disk_warn: 88"), "{}", e.message);
     }
 
     #[test]

@@ -57,6 +57,12 @@ impl UnitState {
         self.exit_kind == 2 || self.exit_kind == 3
     }
 
+    /// The main process ended with an error. No server does that which was shut down cleanly, so after a clean shutdown it
+    /// was a start that failed: of postgres itself, as in units that are not Debian's.
+    pub fn ended_in_error(&self) -> bool {
+        self.active == "failed" && self.exit_kind == 1 && self.exit_status != 0
+    }
+
     /// How long ago it became inactive or failed.
     pub fn inactive_for(&self) -> Option<Duration> {
         let now = Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).ok()?);

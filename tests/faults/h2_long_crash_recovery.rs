@@ -22,8 +22,8 @@ fn write_wal(host: &Host, hundred_thousand_rows: u32) {
     host.sh(&format!("systemctl restart {}", host.unit()));
     host.psql("CREATE TABLE long (id bigint, pad text); CREATE INDEX ON long (pad)");
     host.psql("CHECKPOINT");
-    for _ in 0..hundred_thousand_rows {
-        // Small records in random places of an index: much to replay, quickly written.
-        host.psql("INSERT INTO long SELECT n, md5(random()::text) FROM generate_series(1, 100000) n");
+    for _ in 0..4 * hundred_thousand_rows {
+        // Small records in random places of an index: much to replay, quickly written, on a busy computer too.
+        host.psql("INSERT INTO long SELECT n, md5(random()::text) FROM generate_series(1, 25000) n");
     }
 }

@@ -9,7 +9,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn new(version: &str, name: &str, port: u16) -> Self {
+    /// One that postgresql-common may not know; only its name and port are then of use.
+    pub fn new(version: &str, name: &str, port: u16) -> Self {
         Cluster { version: version.to_owned(), name: name.to_owned(), port }
     }
 

@@ -243,6 +243,16 @@ impl Host {
         }
     }
 
+    /// Waits until pg-watchdog has saved what a later recovery of the main cluster may need.
+    #[track_caller]
+    pub fn wait_until_settled(&self) {
+        let good = format!("ls -d /var/lib/pg-recovery/points/*-{}-main-good", self.version());
+        let evidence = format!("/var/lib/pg-recovery/evidence/{}-main/postmaster.pid", self.version());
+        self.wait_until("the good configuration and the evidence are saved", SOON, || {
+            self.run(&good).success() && self.file(&evidence).exists()
+        });
+    }
+
     /// Waits until something holds.
     #[track_caller]
     pub fn wait_until(&self, description: &str, deadline: Duration, mut holds: impl FnMut() -> bool) {
@@ -418,6 +428,18 @@ impl Host {
     /// Mounts a new ext4 disk of this size.
     pub fn attach_disk(&self, mount_point: &str, megabytes: u64) -> Disk {
         Disk::attach(self, mount_point, megabytes)
+    }
+
+    /// Compiles a library on this computer, for programs of the machine to be started with in `LD_PRELOAD`.
+    #[track_caller]
+    pub fn install_library(&self, path: &str, source: &str) {
+        let (code, library) = (self.outside().join("library.c"), self.outside().join("library.so"));
+        std::fs::write(&code, source).expect("the run folder can be written");
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", "-Wall", "-Werror", "-O", "-o"]).arg(&library).arg(&code);
+        let output = Output::from(&cc.output().unwrap_or_else(|error| panic!("could not start cc: {error}")));
+        assert!(output.success(), "{output}");
+        self.file(path).write(std::fs::read(&library).expect("cc has written it"));
     }
 
     /// Moves the main cluster's data directory to a disk of its own, mounted at the same path, and starts it again.

@@ -380,7 +380,10 @@ impl Actor<'_> {
         // What its owner cannot read cannot be what the server is to run with; the file itself is kept beside all the same.
         let read = |path: &PathBuf| point::read(cluster, std::slice::from_ref(path)).ok();
         let now: Vec<Copy> = restore.iter().chain(set_aside).filter_map(read).flatten().collect();
-        point::save(cluster, "before", &format!("recovery {} puts the last good configuration back", self.id), &now)?;
+        let why = format!("recovery {} puts the last good configuration back", self.id);
+        if let Err(e) = point::save(cluster, "before", &why, &now) {
+            log::warn!(PG_CLUSTER = cluster.name(); "{}; going on, because each file is also kept beside the one that is put back", e.message);
+        }
         let mut told = Vec::new();
         for path in restore {
             let Some(copy) = good.iter().find(|c| c.path == *path) else { continue };

@@ -364,8 +364,9 @@ fn differs(facts: &Facts) -> bool {
 
 /// Stopped cleanly, and then somebody tried to start it: that is no wish to have it stopped.
 fn failed_start(facts: &Facts) -> Option<String> {
-    let tried = facts.unit.active == "failed" && ["protocol", "start-limit-hit"].contains(&facts.unit.result.as_str());
-    tried.then(|| "it was stopped cleanly, and then could not be started".to_string())
+    let unit = &facts.unit;
+    let is_refused = unit.active == "failed" && ["protocol", "start-limit-hit"].contains(&unit.result.as_str());
+    (is_refused || unit.ended_in_error()).then(|| "it was stopped cleanly, and then could not be started".to_string())
 }
 
 /// Exit status 0 while pg_control says that it was running: SIGQUIT or `pg_ctl stop -m immediate`, unless the server

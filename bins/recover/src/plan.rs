@@ -389,6 +389,11 @@ mod tests {
         assert_eq!(decide(&stopped(), &[]), ("O1", vec![]));
         assert_eq!(decide(&Facts { obstacles: obstacle("S7"), ..stopped() }, &[]), ("O1", vec![]));
         assert_eq!(decide(&Facts { asked_by_checks: true, ..stopped() }, &[]), ("O1", vec!["start"]));
+        // A start that failed since: as Debian's unit ends then, and one that starts postgres itself.
+        for (result, exit_kind, exit_status) in [("protocol", 0, 0), ("exit-code", 1, 1)] {
+            let unit = UnitState { result: result.into(), exit_kind, exit_status, ..killed().unit };
+            assert_eq!(decide(&Facts { unit, ..stopped() }, &[]), ("O1", vec!["start"]));
+        }
         assert_eq!(decide(&Facts { stopped_by_us: true, ..stopped() }, &[]), ("P1", vec!["start"]));
         let immediate = Facts { unit: UnitState { exit_kind: 1, exit_status: 0, ..killed().unit }, ..killed() };
         assert_eq!(decide(&immediate, &[]), ("O1", vec![]));

@@ -58,6 +58,9 @@ pub fn judge(unit: &UnitState, control: &Result<DbState, ControlError>, seen: Se
             () => End::Crash("its postmaster ended soon after its start".into()),
         };
     }
+    if is_clean && unit.ended_in_error() {
+        return End::StartFailed;
+    }
     if is_clean {
         let is_known = unit.exit_kind != 0 || unit.active == "failed" || seen.ended;
         return if is_known { End::Clean } else { End::Down };
@@ -137,6 +140,8 @@ mod tests {
         assert_eq!(of(&unit("failed", "exit-code", 1, 0), InProduction), End::Immediate);
         // restart with a bad configuration line
         assert_eq!(of(&unit("failed", "protocol", 0, 0), ShutDown), End::StartFailed);
+        // the same of a unit that starts postgres itself
+        assert_eq!(of(&unit("failed", "exit-code", 1, 1), ShutDown), End::StartFailed);
         // PANIC
         assert!(matches!(of(&unit("failed", "exit-code", 1, 1), InProduction), End::Crash(_)));
         assert!(matches!(of(&unit("failed", "core-dump", 3, 6), InProduction), End::Crash(_)));

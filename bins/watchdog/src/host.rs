@@ -99,6 +99,12 @@ impl Host<'_> {
         };
         self.complaint.clear();
         self.seen = seen;
+        for name in &self.args.clusters {
+            // No error: the others must be watched, and this one may have been removed, or not be made yet.
+            if !clusters.iter().any(|cluster| cluster.name() == *name) {
+                log::warn!(PG_CLUSTER = name.as_str(); "cannot find cluster {name}; it is watched as soon as it is there");
+            }
+        }
         if !self.args.clusters.is_empty() {
             clusters.retain(|cluster| self.args.clusters.contains(&cluster.name()));
         }

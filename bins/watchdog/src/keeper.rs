@@ -25,7 +25,7 @@ const DISK_EVERY: Duration = Duration::from_secs(30);
 const SURVEY_EVERY: Duration = Duration::from_secs(600);
 const SURVEY_AGAIN: Duration = Duration::from_secs(60);
 /// After a write failed: a disk that is full now will not have room in a second.
-const RETRY: Duration = Duration::from_secs(600);
+const RETRY: Duration = Duration::from_secs(60);
 const SURVEY_STACK: usize = 256 << 10;
 const GOOD_EVERY: Duration = Duration::from_secs(30);
 
@@ -294,7 +294,7 @@ impl Keeper {
     fn complain(&mut self, what: &str, why: &io::Error) {
         self.not_before = Some(Instant::now() + RETRY);
         log::warn!(PG_CLUSTER = self.name.as_str();
-            "could not save {what} of cluster {}: {why}; going on without it, next try in 10min", self.name);
+            "could not save {what} of cluster {}: {why}; going on without it, next try in 1min", self.name);
     }
 }
 
