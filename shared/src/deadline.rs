@@ -8,6 +8,9 @@ use std::time::Duration;
 /// A look at a path needs little.
 const STACK: usize = 256 << 10;
 
+/// So many may wait; a unit has no endless number of threads.
+const MOST: usize = 8;
+
 /// Paths at which somebody still waits.
 static STUCK: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
@@ -22,9 +25,11 @@ pub fn within<T: Send + 'static>(
     patience: Duration,
     look: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
-    if stuck().contains(path) {
+    let waiting = stuck();
+    if waiting.contains(path) || waiting.len() >= MOST {
         return None;
     }
+    drop(waiting);
     let (give, take) = mpsc::channel();
     let theirs = path.to_path_buf();
     let work = move || {

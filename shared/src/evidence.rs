@@ -1,13 +1,11 @@
 //! What will be needed after a crash, saved while the cluster is well.
 //!
 //! Written by pg-watchdog only, into `/var/lib/pg-recovery/evidence/16-main/`: `postmaster.pid` and `pg_control` byte for
-//! byte (with the one before as `pg_control.1`), `files` (path, size and inode) at the last completed checkpoint, and
+//! byte (with the one before as `pg_control.1`), `files` (path and size) at the last completed checkpoint, and
 //! `evidence.json`. The flush LSN moves with each commit, so between checkpoints it goes to
 //! `/run/pg-recovery/evidence/16-main.json` every second (memory: survives the death of any process, not of the host)
 //! and to the disk now and then.
 
-use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -46,17 +44,6 @@ pub fn controls(cluster: &str) -> Vec<(Control, Vec<u8>)> {
     let read = |name| state::read(&directory(cluster).join(name), 8192).ok();
     let copies = ["pg_control", "pg_control.1"].into_iter().filter_map(read);
     copies.filter_map(|bytes| Some((Control::parse(&bytes).ok()?, bytes))).collect()
-}
-
-/// Inodes of the files and folders that were the server's own when they were last looked at.
-pub fn inodes(cluster: &str) -> BTreeSet<u64> {
-    let inode = |line: &str| line.rsplit(' ').next()?.parse::<u64>().ok();
-    let mut inodes = BTreeSet::new();
-    for name in ["files", "files.next"] {
-        let Ok(file) = std::fs::File::open(directory(cluster).join(name)) else { continue };
-        inodes.extend(BufReader::new(file).lines().map_while(|line| line.ok()).filter_map(|line| inode(&line)));
-    }
-    inodes
 }
 
 fn volatile(cluster: &str) -> PathBuf {

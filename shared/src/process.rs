@@ -280,18 +280,14 @@ impl AsRawFd for Pidfd {
     }
 }
 
-/// Programs other than PostgreSQL that have `data_directory` to themselves: one of `names`, run by root or the owner,
-/// with the folder, something in it or a folder above it among its arguments, or with files below it open. What runs in
-/// the cluster's own `unit` is the server's own errand, such as its archive_command. Returns `tar (PID 123)`.
-pub fn users_of(data_directory: &Path, owner: &Owner, names: &[String], unit: &str) -> Vec<String> {
+/// Programs other than PostgreSQL that have `data_directory` to themselves: one of `names` with the folder, something
+/// in it or a folder above it among its arguments, or with files below it open. What runs in the cluster's own `unit` is
+/// the server's own errand, such as its archive_command. Returns `tar (PID 123)`.
+pub fn users_of(data_directory: &Path, names: &[String], unit: &str) -> Vec<String> {
     let me = std::process::id() as i32;
     let mut users = Vec::new();
     for process in all().filter(|p| p.pid != me && p.state != 'Z') {
         if !names.iter().any(|name| name_matches(name, &process.comm)) || process.unit().as_deref() == Some(unit) {
-            continue;
-        }
-        // Nobody else can do anything in there.
-        if process.uid().is_some_and(|uid| uid != 0 && uid != owner.uid.as_raw()) {
             continue;
         }
         let bytes = std::fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();

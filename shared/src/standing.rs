@@ -103,8 +103,7 @@ pub fn of(cluster: &Cluster, config: &Config, unit: &UnitState, umbrella: Option
     if let Some(manager) = manager(cluster) {
         return Standing::Left(format!("is managed by {manager}, which starts and stops it"));
     }
-    let users =
-        process::users_of(&cluster.data_directory, &cluster.owner, &config.recover.data_directory_users, &cluster.unit);
+    let users = process::users_of(&cluster.data_directory, &config.recover.data_directory_users, &cluster.unit);
     if !users.is_empty() {
         return Standing::Left(format!("has its data directory in use by {}", users.join(", ")));
     }

@@ -8,18 +8,9 @@ const SOON: Duration = Duration::from_secs(60);
 /// Three passes of the timer, a minute apart, and the recovery.
 const THREE_CHECKS: Duration = Duration::from_secs(300);
 
-/// Waits until pg-watchdog has saved what a later recovery may need: the evidence and the good configuration.
-fn settled(host: &Host) {
-    let good = format!("ls -d /var/lib/pg-recovery/points/*-{}-main-good", host.version());
-    let evidence = format!("/var/lib/pg-recovery/evidence/{}-main/postmaster.pid", host.version());
-    host.wait_until("the good configuration and the evidence are saved", SOON, || {
-        host.run(&good).success() && host.file(&evidence).exists()
-    });
-}
-
 /// A client that commits, on a host that is settled.
 fn ledger_of(host: &Host) -> Ledger {
-    settled(host);
+    host.wait_until_settled();
     let ledger = host.ledger_of_fresh_sessions();
     ledger.wait_for_commits(100);
     ledger
@@ -169,18 +160,6 @@ facts_on_both_suites! {
         assert_eq!(host.file(&host.data_directory()).owner(), host.uid_of("postgres"));
     }
 
-    fn a_careless_chown_of_the_whole_data_directory_is_undone(host: Host) {
-        let ledger = ledger_of(&host);
-        let (data, listed) = (host.data_directory(), format!("/var/lib/pg-recovery/evidence/{}-main/files.next", host.version()));
-        host.wait_until("the files are listed", SOON, || host.file(&listed).exists());
-        // Root's own, which was never the server's.
-        host.sh(&format!("echo secret > {data}/base/notes && chmod 600 {data}/base/notes"));
-        faults::s7_data_directory_permissions::inject_owner_of_all(&host);
-        healed(&host, ledger, "S7", SOON);
-        let foreign = host.sh(&format!("cd {data} && find base global pg_* PG_VERSION postgresql.auto.conf ! -user postgres"));
-        assert_eq!(foreign, "base/notes");
-    }
-
     fn a_table_that_the_server_cannot_open_is_made_right_while_it_runs(host: Host) {
         let ledger = ledger_of(&host);
         host.psql("CREATE TABLE kept AS SELECT 1 AS id");
@@ -302,7 +281,7 @@ facts_on_both_suites! {
     }
 
     fn a_missing_wal_tail_is_never_started_over(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         // The flushed position is recorded once a second; only what was recorded can be missed.
         let recorded = host.file(&format!("/run/pg-recovery/evidence/{}-main.json", host.version()));
         let position = || serde_json::from_str::<serde_json::Value>(&recorded.read()).map(|e| e["flush_lsn"].as_u64());
@@ -355,7 +334,7 @@ facts_on_both_suites! {
 #[test]
 fn a_hung_cluster_does_not_delay_the_recovery_of_another() {
     let host = Host::boot(Suite::Trixie);
-    settled(&host);
+    host.wait_until_settled();
     let second = host.create_cluster("second");
     let good = format!("ls -d /var/lib/pg-recovery/points/*-{}-second-good", host.version());
     host.wait_until("the second cluster is watched", SOON, || host.run(&good).success());

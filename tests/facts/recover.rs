@@ -9,8 +9,7 @@ const QUICK_LADDER: &str = "[recover]\nfast_stop_timeout = \"1s\"\nimmediate_sto
 
 /// Leaves pg-recover alone with the fault: what the watchdog knows is saved, then it and the timer are stopped.
 fn alone(host: &Host) {
-    let good = format!("ls -d /var/lib/pg-recovery/points/*-{}-main-good", host.version());
-    host.wait_until("the good configuration is saved", SOON, || host.run(&good).success());
+    host.wait_until_settled();
     host.sh("systemctl stop pg-watchdog.service pg-health-check.timer pg-health-check.service");
 }
 
@@ -562,8 +561,7 @@ fn a_dead_volume_holds_up_nothing_but_its_own_cluster() {
     let host = Host::boot(Suite::Bookworm);
     let second = host.create_cluster("second");
     host.operator_stops(&second.unit());
-    let good = format!("ls -d /var/lib/pg-recovery/points/*-{}-main-good", host.version());
-    host.wait_until("the good configuration is saved", SOON, || host.run(&good).success());
+    host.wait_until_settled();
     faults::s6_dead_volume::inject(&host, &second.data_directory());
     // An innocent program waits for that volume, and is one of those that may have a data directory to themselves.
     host.run_as_unit("waiting", "root", &format!("exec tar -cf /dev/null {}/base", second.data_directory()));

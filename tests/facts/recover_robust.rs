@@ -201,6 +201,7 @@ facts_on_both_suites! {
 
     fn a_run_killed_between_any_two_changes_of_files_is_finished_by_the_next(host: Host) {
         alone(&host);
+        host.configure("[recover]\nmax_attempts = 100\n");
         faults::t3_killed_inside_a_step::prepare(&host);
         let ledger = host.ledger();
         let (data, configuration) = (host.data_directory(), host.configuration_directory());

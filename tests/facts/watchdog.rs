@@ -9,14 +9,6 @@ const SOON: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(8);
 const ME: &str = "pg-watchdog";
 
-/// Waits until the cluster is watched and its evidence and configuration are saved.
-fn settled(host: &Host) {
-    let good = format!("ls -d /var/lib/pg-recovery/points/*-{}-main-good", host.version());
-    host.wait_until("the cluster is watched", SOON, || {
-        host.run(&good).success() && host.file(&format!("{}/postmaster.pid", evidence(host))).exists()
-    });
-}
-
 fn evidence(host: &Host) -> String {
     format!("/var/lib/pg-recovery/evidence/{}-main", host.version())
 }
@@ -63,7 +55,7 @@ fn now(host: &Host) -> f64 {
 
 facts_on_both_suites! {
     fn a_killed_postmaster_is_restarted_and_every_commit_is_there(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         alone(&host);
         let ledger = host.ledger();
         ledger.wait_for_commits(100);
@@ -85,7 +77,7 @@ facts_on_both_suites! {
     }
 
     fn a_stopped_postmaster_is_seen_within_three_seconds_and_handed_over(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         alone(&host);
         let session = "SELECT pg_sleep(3600)";
         faults::session::open(&host, "kept", session);
@@ -102,7 +94,7 @@ facts_on_both_suites! {
     }
 
     fn a_postmaster_in_a_debugger_is_left_alone(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         alone(&host);
         let pid = host.postmaster_pid();
         // PTRACE_SEIZE and PTRACE_INTERRUPT of ptrace(2) on x86-64: it goes on when the debugger ends.
@@ -118,7 +110,7 @@ facts_on_both_suites! {
     }
 
     fn a_frozen_cluster_is_left_alone(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         alone(&host);
         let pid = host.postmaster_pid();
         host.sh(&format!("systemctl freeze {}", host.unit()));
@@ -131,14 +123,14 @@ facts_on_both_suites! {
     }
 
     fn a_stop_on_purpose_is_not_fought(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         faults::o1_operator_off::inject_stop_as_postgres(&host);
         left_alone(&host, "pg-recover pause --cluster");
         host.journal_of(ME).says("was stopped although it is meant to run");
     }
 
     fn whoever_is_logged_in_is_told_about_the_stop(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         host.run_as_unit("login", "root", "exec script --quiet --flush --command 'su --login postgres' /login.log");
         host.wait_until("somebody is logged in", SOON, || host.run("loginctl list-sessions").stdout.contains("pts/"));
         host.operator_stops(&host.unit());
@@ -148,14 +140,14 @@ facts_on_both_suites! {
     }
 
     fn a_stop_is_for_good_where_the_configuration_says_so(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         configure(&host, "on_clean_stop = \"leave\"\n");
         host.operator_stops(&host.unit());
         left_alone(&host, "it stays so until a person starts it");
     }
 
     fn an_immediate_stop_is_a_stop_on_purpose(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         let stop = format!("{} -D {} stop -m immediate", host.main_cluster().program("pg_ctl"), host.data_directory());
         assert!(host.as_postgres(&stop).success());
         left_alone(&host, "was stopped with an immediate shutdown");
@@ -163,21 +155,21 @@ facts_on_both_suites! {
     }
 
     fn a_killed_cluster_that_is_not_meant_to_run_stays_down(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         host.sh(&format!("sed -i 's/^auto$/manual/' {}/start.conf", host.configuration_directory()));
         faults::p1_postmaster_killed::inject(&host);
         left_alone(&host, "is set to manual in start.conf, leaving it alone");
     }
 
     fn a_killed_cluster_whose_unit_is_masked_stays_down(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         host.sh(&format!("systemctl mask {}", host.unit()));
         faults::p1_postmaster_killed::inject(&host);
         left_alone(&host, "has its unit masked, leaving it alone");
     }
 
     fn a_killed_cluster_whose_data_another_program_uses_stays_down_until_it_has_ended(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         alone(&host);
         host.run_as_unit("cold-copy", "root", &format!("cd {} && tar -cf - . | sleep infinity", host.data_directory()));
         host.wait_until("tar is at work", SOON, || host.run("pgrep -x tar").success());
@@ -188,7 +180,7 @@ facts_on_both_suites! {
     }
 
     fn a_paused_cluster_is_left_alone_until_the_pause_ends(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         alone(&host);
         host.sh("pg-recover pause 1h maintenance");
         faults::p1_postmaster_killed::inject(&host);
@@ -198,14 +190,14 @@ facts_on_both_suites! {
     }
 
     fn an_observed_cluster_is_only_observed(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         configure(&host, "mode = \"observe\"\n");
         faults::p1_postmaster_killed::inject(&host);
         left_alone(&host, "is only observed; else");
     }
 
     fn while_somebody_else_holds_the_lock_nothing_is_started(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         alone(&host);
         let lock = format!("/run/pg-recovery/lock/{}-main.lock", host.version());
         host.run_as_unit("repair", "root", &format!("exec flock {lock} sleep infinity"));
@@ -220,7 +212,7 @@ facts_on_both_suites! {
     }
 
     fn the_budget_ends_and_survives_the_watchdog_itself(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         alone(&host);
         configure(&host, "[watchdog]\nrestarts = 2\n");
         for restart in 1..=2 {
@@ -238,7 +230,7 @@ facts_on_both_suites! {
     }
 
     fn a_start_that_fails_is_handed_over_at_once(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         alone(&host);
         assert!(!faults::c1_bad_postgresql_conf::inject(&host).success());
         host.wait_for_journal(ME, "could not hand cluster", Duration::from_secs(10));
@@ -246,7 +238,7 @@ facts_on_both_suites! {
     }
 
     fn a_start_by_the_operator_that_fails_much_later_is_noticed(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         host.operator_stops(&host.unit());
         host.wait_for_journal(ME, "was stopped although it is meant to run", SOON);
         std::thread::sleep(Duration::from_secs(15));
@@ -256,7 +248,7 @@ facts_on_both_suites! {
     }
 
     fn an_obstacle_is_handed_over_instead_of_started_over(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         alone(&host);
         host.sh(&format!("chmod 755 {0} && kill -9 {1}", host.data_directory(), host.postmaster_pid()));
         host.wait_for_journal(ME, "could not hand cluster", SOON);
@@ -265,7 +257,7 @@ facts_on_both_suites! {
     }
 
     fn a_removed_lock_file_is_noticed_before_the_server_does(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         alone(&host);
         let since = now(&host);
         let pid = faults::p8_postmaster_pid_removed::inject(&host);
@@ -275,7 +267,7 @@ facts_on_both_suites! {
     }
 
     fn a_crash_recovery_that_moves_is_never_restarted(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         alone(&host);
         faults::h2_long_crash_recovery::inject_by_kill(&host, 4);
         host.wait_for_journal(ME, "starting postgresql@", SOON);
@@ -286,7 +278,7 @@ facts_on_both_suites! {
     }
 
     fn a_crash_during_crash_recovery_is_healed(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         let ledger = host.ledger();
         ledger.wait_for_commits(100);
         faults::h2_long_crash_recovery::inject_by_kill(&host, 4);
@@ -297,7 +289,7 @@ facts_on_both_suites! {
     }
 
     fn a_start_that_waits_for_a_dead_server_is_ended_and_made_again(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         let ledger = host.ledger();
         ledger.wait_for_commits(100);
         faults::h2_long_crash_recovery::inject_by_kill(&host, 4);
@@ -312,7 +304,7 @@ facts_on_both_suites! {
     }
 
     fn a_busy_server_is_never_restarted(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         let pid = host.postmaster_pid();
         let pgbench = host.main_cluster().program("pgbench");
         assert!(host.as_postgres(&format!("{pgbench} -i -q -s 5 postgres")).success());
@@ -330,7 +322,7 @@ facts_on_both_suites! {
     }
 
     fn a_server_out_of_slots_is_left_alone(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         let pid = host.postmaster_pid();
         host.psql("ALTER SYSTEM SET max_connections = 10");
         host.sh(&format!("systemctl restart {}", host.unit()));
@@ -351,7 +343,7 @@ facts_on_both_suites! {
     }
 
     fn a_killed_standby_is_restarted_as_a_standby(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         alone(&host);
         let standby = faults::o3_standby::inject(&host);
         let saved = format!("/var/lib/pg-recovery/evidence/{}-standby/evidence.json", host.version());
@@ -366,7 +358,7 @@ facts_on_both_suites! {
     }
 
     fn clusters_are_followed_as_they_come_and_go(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         alone(&host);
         let second = host.create_cluster("second");
         host.wait_for_journal(ME, &format!("watching cluster {}", second.name()), SOON);
@@ -382,7 +374,7 @@ facts_on_both_suites! {
     }
 
     fn a_wrong_configuration_changes_nothing(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         alone(&host);
         host.configure("[watchdog]\nheartbeat = \"1 fortnight\"\n");
         host.sh("systemctl reload pg-watchdog");
@@ -393,7 +385,7 @@ facts_on_both_suites! {
     }
 
     fn a_postmaster_that_died_unwatched_is_restarted(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         alone(&host);
         host.sh("systemctl stop pg-watchdog");
         faults::p1_postmaster_killed::inject(&host);
@@ -404,7 +396,7 @@ facts_on_both_suites! {
     }
 
     fn a_watchdog_that_is_stopped_is_started_again(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         host.sh("systemctl kill --signal=STOP pg-watchdog");
         host.wait_until("systemd starts it again", Duration::from_secs(90), || {
             host.property_of("pg-watchdog.service", "NRestarts") == "1"
@@ -415,7 +407,7 @@ facts_on_both_suites! {
     }
 
     fn what_a_recovery_may_need_is_saved_while_the_server_is_well(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         let folder = evidence(&host);
         assert_eq!(host.file(&folder).mode(), 0o700);
         let saved = |name: &str| host.file(&format!("{folder}/{name}")).read_bytes();
@@ -437,7 +429,7 @@ facts_on_both_suites! {
     }
 
     fn a_configuration_that_the_server_has_not_read_is_not_called_good(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         let points = || host.sh("ls /var/lib/pg-recovery/points | grep -c good");
         let conf = host.file(&format!("{}/postgresql.conf", host.configuration_directory()));
         conf.append("work_mem = 5MB");
@@ -448,7 +440,7 @@ facts_on_both_suites! {
     }
 
     fn it_needs_little(host: Host) {
-        settled(&host);
+        host.wait_until_settled();
         let pid = host.property_of("pg-watchdog.service", "MainPID");
         let cpu = || -> f64 {
             let stat = host.sh(&format!("cat /proc/{pid}/task/*/schedstat"));

@@ -14,12 +14,6 @@ pub fn inject_owner(host: &Host) -> Output {
     restart(host)
 }
 
-/// Everything in it, and a restart.
-pub fn inject_owner_of_all(host: &Host) -> Output {
-    host.sh(&format!("chown --recursive root:root {}", host.data_directory()));
-    restart(host)
-}
-
 /// One file of a table, which the running server then cannot open. Returns its path.
 pub fn inject_mode_of_a_table(host: &Host, table: &str) -> String {
     let path = format!("{}/{}", host.data_directory(), host.psql(&format!("SELECT pg_relation_filepath('{table}')")));

@@ -1,22 +1,22 @@
 //! The steps, carried out. Each one looks again before it touches anything, and may be repeated.
 
 use std::fs::Permissions;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, fchmod, fstat};
-use nix::unistd::{Gid, fchown, fchownat};
+use nix::unistd::{Gid, fchown};
 use shared::client::Refusal;
 use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::control::Control;
 use shared::evidence;
-use shared::modes::{self, Wrong};
+use shared::modes;
 use shared::pidfile::{self, LockFile};
 use shared::point::Copy;
 use shared::process::{self, Pidfd, Process};
@@ -335,42 +335,18 @@ impl Actor<'_> {
         }
         // What is in a folder that is wrong shows when that one is right.
         for _ in 0..=modes::DEPTH {
-            for wrong in modes::wrong(self.cluster)? {
-                self.restore_mode_of(folder.as_fd(), &wrong, gid, mode)?;
+            let wrong = modes::wrong(path, owner)?;
+            if wrong.is_empty() {
+                break;
+            }
+            for name in &wrong {
+                owner.act(|| make_usable(&path.join(name), mode))??;
                 if told.len() < 10 {
-                    told.push(wrong.describe());
+                    told.push(format!("{} can be used again", name.display()));
                 }
             }
         }
         Ok(told.join("; "))
-    }
-
-    /// Something in the data directory; the server gives its folders and files the mode of the data directory, files
-    /// without the x (src/common/file_perm.c). `mode` is 0700 or 0750.
-    fn restore_mode_of(&self, folder: BorrowedFd, wrong: &Wrong, gid: u32, mode: u32) -> Result<()> {
-        let shown = wrong.path.display();
-        let bad = |what: &str, e: nix::Error| Error::failed(format!("could not {what} {shown}: {}", e.desc()));
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV);
-        let target = openat2(folder, &wrong.path, how).map_err(|e| bad("open", e))?;
-        let link = PathBuf::from(format!("/proc/self/fd/{}", target.as_raw_fd()));
-        let meta = std::fs::metadata(&link)?;
-        if modes::is_wrong(&meta, &self.cluster.owner).is_none() {
-            return Ok(());
-        }
-        if wrong.is_foreign {
-            // A second name of a file somewhere else is not ours alone.
-            if meta.is_file() && meta.nlink() != 1 {
-                return Err(Error::failed(format!("{shown} belongs to another user and is a hard link"))
-                    .hint("Look at it, and chown it or move it away by hand."));
-            }
-            fchownat(&target, "", Some(self.cluster.owner.uid), Some(Gid::from_raw(gid)), AtFlags::AT_EMPTY_PATH)
-                .map_err(|e| bad("change the owner of", e))?;
-        }
-        let mode = if meta.is_dir() { mode } else { mode & 0o640 };
-        self.cluster.owner.act(|| std::fs::set_permissions(&link, Permissions::from_mode(mode)))??;
-        Ok(())
     }
 
     fn restore_configuration(&self, restore: &[PathBuf], set_aside: &[PathBuf]) -> Result<String> {
@@ -424,11 +400,11 @@ impl Actor<'_> {
             return Err(Error::failed(format!("not started: {}", obstacle.message)));
         }
         let before = self.settle()?;
+        self.still_meant()?;
         if before.active == "failed" {
             // systemd refuses the sixth start within ten seconds, also a person's; ours are counted in the verdict.
             unit::reset_failed(&cluster.unit)?;
         }
-        self.still_meant()?;
         memory.log_mark = Some(server_log::lengths(cluster));
         memory.started = true;
         unit::start(&cluster.unit)?;
@@ -484,6 +460,16 @@ fn beside(path: &Path, id: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".broken-{id}"));
     name.into()
+}
+
+/// With the owner's power. The server gives its folders and files the mode of the data directory, 0700 or 0750, and files
+/// go without the x (src/common/file_perm.c). What is gone meanwhile is fine.
+fn make_usable(path: &Path, mode: u32) -> std::io::Result<()> {
+    let changed = path.symlink_metadata().and_then(|meta| {
+        let mode = if meta.is_dir() { mode } else { mode & 0o640 };
+        std::fs::set_permissions(path, Permissions::from_mode(mode))
+    });
+    changed.or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
 }
 
 /// A process that has ended by itself meanwhile is fine.

@@ -4,7 +4,6 @@ use serde::Serialize;
 use shared::client::Refusal;
 use shared::config::{Config, OnCleanStop};
 use shared::control::{ControlError, DbState};
-use shared::modes::Wrong;
 use shared::pidfile::LockFile;
 use shared::process::Identity;
 use shared::standing::Standing;
@@ -45,7 +44,7 @@ pub enum Fault {
     ControlFile,
     /// S2: no room for WAL, and some that can be given back.
     NoRoom,
-    /// S7: owner or mode of the data directory, or of something in it.
+    /// S7: owner or mode of the data directory, or mode of something in it.
     Mode,
     /// C1, C2, C3: the configuration does not let it start.
     Configuration(&'static str),
@@ -92,7 +91,7 @@ impl Fault {
             Fault::LockFileGone => "postmaster.pid was removed or replaced under the running server",
             Fault::Orphans => "processes of the dead postmaster live on",
             Fault::SocketDirectory => "the socket directory cannot be used",
-            Fault::Mode => "the data directory, or something in it, has the wrong owner or mode",
+            Fault::Mode => "the data directory has the wrong owner or mode, or something in it the wrong mode",
             Fault::Configuration(_) => "the configuration does not let it start",
             Fault::NotOurs("L1") => "all connection slots are in use",
             Fault::NoRoom | Fault::NotOurs("S2") => "there is no room for WAL",
@@ -248,7 +247,7 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
         let worst = obstacles.find(|o| !later(o.fault)).map_or("unknown", |o| o.fault);
         return match (worst, &facts.control_copy) {
             // Without pg_control it cannot be told whether it was stopped cleanly; what the unit says has to do.
-            ("S7", _) | ("S9", Ok(())) if may_be_on_purpose(facts) => Fault::StoppedOnPurpose,
+            ("S2" | "S7", _) | ("S9", Ok(())) if may_be_on_purpose(facts) => Fault::StoppedOnPurpose,
             ("S7", _) => Fault::Mode,
             ("S2", _) if facts.ballast > 0 => Fault::NoRoom,
             ("S9", Ok(())) => Fault::ControlFile,
@@ -342,10 +341,10 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
 }
 
 fn describe_modes(facts: &Facts) -> String {
-    let shown: Vec<String> = facts.wrong_modes.iter().take(3).map(Wrong::describe).collect();
+    let shown: Vec<String> = facts.wrong_modes.iter().take(3).map(|path| path.display().to_string()).collect();
     let more =
         if facts.wrong_modes.len() > 3 { format!(", and {} more", facts.wrong_modes.len() - 3) } else { String::new() };
-    format!("{}{more}", shown.join(", "))
+    format!("{}{more} cannot be used by their owner", shown.join(", "))
 }
 
 /// It ended without a failure, and nobody has said since that it is to run.

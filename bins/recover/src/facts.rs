@@ -11,7 +11,7 @@ use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::control::{Control, ControlError};
 use shared::evidence::{self, Evidence};
-use shared::modes::{self, Wrong};
+use shared::modes;
 use shared::pidfile::LockFile;
 use shared::point::{self, Copy};
 use shared::prestart::{self, Obstacle};
@@ -74,8 +74,8 @@ pub struct Facts {
     pub held: Option<&'static str>,
     /// Why a start is not safe; only looked at when no postmaster runs.
     pub obstacles: Vec<Obstacle>,
-    /// What in the data directory has the wrong owner or mode.
-    pub wrong_modes: Vec<Wrong>,
+    /// What in the data directory has a mode with which its owner cannot use it.
+    pub wrong_modes: Vec<PathBuf>,
     /// Bytes that can be given back on the volume of pg_wal.
     pub ballast: u64,
     pub socket_directory: Result<(), String>,
@@ -189,7 +189,11 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         saved_lock_file: saved_lock_file(cluster, &family),
         held,
         // Many files take a while, and a server that does not answer has another fault.
-        wrong_modes: if down || connection.is_ok() { modes::wrong(cluster)? } else { Vec::new() },
+        wrong_modes: if down || connection.is_ok() {
+            modes::wrong(&cluster.data_directory, &cluster.owner)?
+        } else {
+            Vec::new()
+        },
         asked_by_checks: asked_by_checks(cluster, config, evidence.as_ref()),
         socket_directory: socket_directory(cluster),
         ballast: if down { ballast::size(cluster)? } else { 0 },

@@ -39,7 +39,7 @@ pub enum Step {
     ReleaseBallast,
     /// The newest copy of pg_control from which on WAL is complete.
     RestoreControlFile,
-    /// Owner and mode of the data directory, as recorded, and of what is in it, as the server makes its files.
+    /// Owner and mode of the data directory, as recorded, and the mode of what is in it, as the server makes its files.
     RestoreMode,
     /// These files as they were when the server last ran with them; new files that are wrong are set aside.
     RestoreConfiguration {
@@ -206,7 +206,6 @@ mod tests {
     use shared::client::Refusal;
     use shared::config::Config;
     use shared::control::{Control, ControlError, DbState};
-    use shared::modes::Wrong;
     use shared::pidfile::{LockFile, PidFile};
     use shared::prestart::Obstacle;
     use shared::process::{Family, Identity, Process};
@@ -323,7 +322,7 @@ mod tests {
             ..killed()
         };
         let lost = |facts| Facts { control: Err(ControlError::Missing), control_copy: Ok(()), ..facts };
-        let wrong = || vec![Wrong { path: "base/5/16384".into(), is_foreign: false }];
+        let wrong = || vec![PathBuf::from("base/5/16384")];
         let sockets = Facts { socket_directory: Err("x".into()), ..killed() };
         let cases: Vec<(Facts, &str, &[&str])> = vec![
             (killed(), "P1", &["start"]),

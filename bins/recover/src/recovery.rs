@@ -301,7 +301,10 @@ impl<'a> Recovery<'a> {
             };
         }
         self.verdict.value = past(&self.verdict.value);
-        self.verdict.value.recoveries.add(Stamp::now());
+        // What was mended under a server that ran on is no reason to stop healing when it dies.
+        if self.tried.contains(&Step::Start) {
+            self.verdict.value.recoveries.add(Stamp::now());
+        }
         self.verdict.save_or_warn();
         log::warn!(PG_CLUSTER = self.name, PG_FAULT = self.record.fault, PG_STEP = "verify", PG_RECOVERY_ID = self.id, MESSAGE_ID = OUTCOME;
             "cluster {}: recovered from {} in {}ms: {why}", self.name, self.record.fault, self.began.elapsed().as_millis());

@@ -49,7 +49,7 @@ pub struct Keeper {
     survey_at: Option<Instant>,
     /// A survey that is under way.
     survey: Option<Receiver<io::Result<Survey>>>,
-    /// What was found with the wrong owner or mode.
+    /// What was found with the wrong mode.
     wrong: Option<String>,
     /// Checkpoints completed since the sizes were taken, while `files.next` waits for them.
     checkpoints: Option<u32>,
@@ -199,7 +199,7 @@ impl Keeper {
         }
     }
 
-    /// What of the cluster's files has the wrong owner or mode (S7), if that is news.
+    /// What of the cluster's files has the wrong mode (S7), if that is news.
     pub fn take_wrong(&mut self) -> Option<String> {
         let wrong = self.wrong.take()?;
         self.survey_at = Some(Instant::now() + SURVEY_AGAIN);
@@ -327,12 +327,15 @@ struct Survey {
     has_list: bool,
 }
 
-/// Looks at all files. While all are as they should be, writes "path size inode" for each to `list`.
+/// Looks at all files. While all are as they should be, writes "path size" for each to `list`.
 fn survey(cluster: &Cluster, list: Option<&Path>) -> io::Result<Survey> {
-    let wrong = modes::wrong(cluster).map_err(|why| io::Error::other(why.message))?;
+    let wrong = modes::wrong(&cluster.data_directory, &cluster.owner).map_err(|why| io::Error::other(why.message))?;
     if let Some(first) = wrong.first() {
         let others = if wrong.len() > 1 { format!(", and {} more", wrong.len() - 1) } else { String::new() };
-        return Ok(Survey { wrong: Some(format!("{}{others}", first.describe())), has_list: false });
+        return Ok(Survey {
+            wrong: Some(format!("{}{others} cannot be used by their owner", first.display())),
+            has_list: false,
+        });
     }
     let Some(list) = list else { return Ok(Survey { wrong: None, has_list: false }) };
     let _ = std::fs::remove_file(list);
@@ -347,7 +350,7 @@ fn survey(cluster: &Cluster, list: Option<&Path>) -> io::Result<Survey> {
     let mut written = Ok(());
     let line = |path: &Path, meta: &Metadata| {
         if written.is_ok() {
-            written = writeln!(out, "{} {} {}", path.display(), meta.len(), meta.ino());
+            written = writeln!(out, "{} {}", path.display(), meta.len());
         }
     };
     modes::each(&cluster.data_directory, &cluster.owner, line).map_err(|why| io::Error::other(why.message))?;
