@@ -160,6 +160,16 @@ facts_on_both_suites! {
         assert_eq!(host.file(&host.data_directory()).owner(), host.uid_of("postgres"));
     }
 
+    fn files_that_the_server_cannot_read_after_a_crash_are_made_right(host: Host) {
+        let ledger = ledger_of(&host);
+        host.sh("systemctl stop pg-watchdog");
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        host.sh(&format!("cd {} && chmod 000 PG_VERSION global/pg_control pg_wal/0*", host.data_directory()));
+        host.sh("systemctl start pg-watchdog");
+        healed(&host, ledger, "S7", SOON);
+    }
+
     fn a_table_that_the_server_cannot_open_is_made_right_while_it_runs(host: Host) {
         let ledger = ledger_of(&host);
         host.psql("CREATE TABLE kept AS SELECT 1 AS id");

@@ -249,6 +249,11 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
             // Without pg_control it cannot be told whether it was stopped cleanly; what the unit says has to do.
             ("S2" | "S7", _) | ("S9", Ok(())) if may_be_on_purpose(facts) => Fault::StoppedOnPurpose,
             ("S7", _) => Fault::Mode,
+            // What its owner cannot read looks as if it were missing or damaged.
+            ("S6" | "S9" | "S11", _) if !facts.wrong_modes.is_empty() && !may_be_on_purpose(facts) => {
+                evidence.push(describe_modes(facts));
+                Fault::Mode
+            }
             ("S2", _) if facts.ballast > 0 => Fault::NoRoom,
             ("S9", Ok(())) => Fault::ControlFile,
             ("S9", Err(why)) => {

@@ -337,6 +337,7 @@ mod tests {
             (Facts { obstacles: obstacle("S7"), ..killed() }, "S7", &["restore-mode", "start"]),
             (Facts { ballast: 1, obstacles: obstacle("S2"), ..killed() }, "S2", &["release-ballast", "start"]),
             (Facts { wrong_modes: wrong(), ..killed() }, "S7", &["restore-mode", "start"]),
+            (Facts { wrong_modes: wrong(), obstacles: obstacle("S11"), ..killed() }, "S7", &["restore-mode", "start"]),
             (Facts { wrong_modes: wrong(), ..well() }, "S7", &["restore-mode"]),
             (lost(well()), "S9", &["restore-control-file"]),
             (lost(Facts { obstacles: obstacle("S9"), ..killed() }), "S9", &["restore-control-file", "start"]),
