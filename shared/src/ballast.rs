@@ -56,6 +56,8 @@ pub fn keep(cluster: &Cluster, want: u64) -> Result<()> {
         if stat.blocks_available() * stat.fragment_size() < want.saturating_mul(1 + BESIDE) {
             return Ok(());
         }
+        // One that was begun when the power went has no size yet.
+        let _ = std::fs::remove_file(&path);
         let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC;
         let file = File::options().write(true).create_new(true).mode(0o600).custom_flags(flags).open(&path)?;
         let made = fallocate(&file, FallocateFlags::empty(), 0, want as i64);

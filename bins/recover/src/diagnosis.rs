@@ -254,7 +254,7 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
                 evidence.push(describe_modes(facts));
                 Fault::Mode
             }
-            ("S2", _) if facts.ballast > 0 => Fault::NoRoom,
+            ("S2", _) if makes_room(facts) => Fault::NoRoom,
             ("S9", Ok(())) => Fault::ControlFile,
             ("S9", Err(why)) => {
                 evidence.push(why.clone());
@@ -343,6 +343,11 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
         return Fault::Configuration("C3");
     }
     if clean && !facts.stopped_by_us { Fault::Down } else { Fault::Killed }
+}
+
+/// Given back, it is enough for the two segments that a start needs (`prestart`); else it is not spent.
+fn makes_room(facts: &Facts) -> bool {
+    facts.control.as_ref().is_ok_and(|control| facts.ballast >= 2 * u64::from(control.wal_segment_size))
 }
 
 fn describe_modes(facts: &Facts) -> String {
