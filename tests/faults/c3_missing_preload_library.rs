@@ -1,7 +1,36 @@
 //! C3: ALTER SYSTEM accepts a library that does not exist, an address of another host, or a setting that another one needs,
 //! and the next restart fails. `postgres -C` does not notice it.
 
+use std::time::Duration;
+
+use super::Fault;
 use crate::{Host, Output};
+
+/// See [`super::all`].
+pub const FAULTS: &[Fault] = &[
+    Fault {
+        class: "C3",
+        name: "library to preload that does not exist, and a restart",
+        imitates: "an extension whose package was removed",
+        is_not: "a library that crashes the server",
+        inject: |host| {
+            inject(host);
+        },
+        keeps_postmaster: false,
+        deadline: Duration::from_secs(60),
+    },
+    Fault {
+        class: "C3",
+        name: "wal_level too low for its other settings, and a restart",
+        imitates: "ALTER SYSTEM by hand",
+        is_not: "a value out of range, which ALTER SYSTEM refuses",
+        inject: |host| {
+            inject_setting(host, "wal_level = minimal");
+        },
+        keeps_postmaster: false,
+        deadline: Duration::from_secs(60),
+    },
+];
 
 /// The library, and a restart.
 pub fn inject(host: &Host) -> Output {

@@ -1,4 +1,11 @@
 //! One file for each fault: what it imitates, and by which mechanism. An injection mends nothing: that is for the product.
+//!
+//! Files whose faults are healed on a host that nobody helps say so in `FAULTS`, a table from which `tests/rto` measures and
+//! `tests/soak` draws.
+
+use std::time::Duration;
+
+use crate::{Host, Tally, poll_until};
 
 pub mod c1_bad_postgresql_conf;
 pub mod c2_bad_pg_hba_conf;
@@ -28,3 +35,77 @@ pub mod session;
 pub mod t1_state_file;
 pub mod t3_killed_inside_a_step;
 pub mod t4_command_hangs;
+
+/// A fault that a host with the package heals by itself.
+pub struct Fault {
+    /// Its class in `pg-recover`'s diagnosis and in recoveries.jsonl, which the record of its healing must name.
+    pub class: &'static str,
+    /// What happens, in a few words; unique.
+    pub name: &'static str,
+    /// The event of real life that it stands for.
+    pub imitates: &'static str,
+    /// What is like it and is not covered by it.
+    pub is_not: &'static str,
+    /// Does it, to a settled host whose main cluster commits. Returns when it is done, not when it is healed.
+    pub inject: fn(&Host),
+    /// Whether the postmaster must live through it and its repair.
+    pub keeps_postmaster: bool,
+    /// The longest time that a client may go without a commit.
+    pub deadline: Duration,
+}
+
+/// All of them.
+pub fn all() -> impl Iterator<Item = &'static Fault> {
+    [
+        p1_postmaster_killed::FAULTS,
+        p2_postmaster_stopped::FAULTS,
+        p2_all_processes_stopped::FAULTS,
+        p6_postmaster_pid_unusable::FAULTS,
+        p7_pid_recycled::FAULTS,
+        p8_postmaster_pid_removed::FAULTS,
+        p9_orphan_backend::FAULTS,
+        p11_socket_directory::FAULTS,
+        s7_data_directory_permissions::FAULTS,
+        s9_pg_control_missing::FAULTS,
+        c1_bad_postgresql_conf::FAULTS,
+        c2_bad_pg_hba_conf::FAULTS,
+        c3_missing_preload_library::FAULTS,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// What became of a fault.
+pub struct Healing {
+    /// What the client saw.
+    pub tally: Tally,
+    /// Its line of recoveries.jsonl.
+    pub record: serde_json::Value,
+}
+
+impl Fault {
+    /// Does it to a host, which is settled first, under a client with a new session for each commit, and waits until that one
+    /// commits again and the healing is on record as what it is.
+    #[track_caller]
+    pub fn heal(&self, host: &Host) -> Healing {
+        host.settle();
+        let ledger = host.ledger_of_fresh_sessions();
+        ledger.wait_for_commits(100);
+        let (postmaster, healings) = (host.postmaster_pid(), host.recoveries().len());
+        (self.inject)(host);
+        // A client may be served on for a while before it is not, or all the time.
+        let _ = poll_until(Duration::from_secs(5), || (ledger.gap_so_far() > Duration::from_millis(200)).then_some(()));
+        ledger.wait_for_commits_within(100, self.deadline);
+        let record = || host.recoveries().split_off(healings).into_iter().find(|record| record["fault"] == self.class);
+        let record =
+            poll_until(self.deadline, record).unwrap_or_else(|| panic!("no healing of {} on record", self.class));
+        assert_eq!(record["outcome"], "recovered", "{record:#}");
+        if self.keeps_postmaster {
+            assert_eq!(host.postmaster_pid(), postmaster, "the postmaster is another one: {record:#}");
+        }
+        let tally = ledger.stop_and_check();
+        tally.assert_nothing_lost();
+        assert!(tally.longest_gap() < self.deadline, "{tally:?}");
+        Healing { tally, record }
+    }
+}

@@ -1,6 +1,22 @@
 //! P11: the socket directory /run/postgresql is gone or cannot be written, and the cluster is restarted.
 
+use std::time::Duration;
+
+use super::Fault;
 use crate::{Host, Output};
+
+/// See [`super::all`].
+pub const FAULTS: &[Fault] = &[Fault {
+    class: "P11",
+    name: "socket directory not writable, and a restart",
+    imitates: "a careless chmod in /run",
+    is_not: "a socket that is removed under a running server",
+    inject: |host| {
+        inject_unwritable(host);
+    },
+    keeps_postmaster: false,
+    deadline: Duration::from_secs(60),
+}];
 
 /// Removes the directory and restarts.
 pub fn inject_missing(host: &Host) -> Output {

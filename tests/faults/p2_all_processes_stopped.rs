@@ -1,6 +1,22 @@
 //! P2, the whole server: every process of the cluster hangs, as on storage that gives no answer: SIGSTOP to all of them.
 
+use std::time::Duration;
+
+use super::Fault;
 use crate::{Host, Signal};
+
+/// See [`super::all`].
+pub const FAULTS: &[Fault] = &[Fault {
+    class: "P2",
+    name: "all processes stopped by a signal",
+    imitates: "a whole server that hangs",
+    is_not: "a frozen control group, or storage without an answer (state D)",
+    inject: |host| {
+        inject(host);
+    },
+    keeps_postmaster: true,
+    deadline: Duration::from_secs(30),
+}];
 
 /// Stops the postmaster and its children, and returns their pids in the machine, the postmaster's first.
 pub fn inject(host: &Host) -> Vec<i32> {

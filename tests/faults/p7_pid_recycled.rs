@@ -1,7 +1,23 @@
 //! P7: after a power cut the pid in postmaster.pid belongs to another process of postgres. A unit that starts before the
 //! cluster writes its own pid into line 1 of the file that the power cut left behind.
 
+use std::time::Duration;
+
+use super::Fault;
 use crate::Host;
+
+/// See [`super::all`].
+pub const FAULTS: &[Fault] = &[Fault {
+    class: "P7",
+    name: "pid of postmaster.pid given to another process",
+    imitates: "a reboot after which pids are handed out anew",
+    is_not: "two servers on one data directory",
+    inject: |host| {
+        inject_with_postgres_in_its_command_line(host);
+    },
+    keeps_postmaster: false,
+    deadline: Duration::from_secs(60),
+}];
 
 const SQUATTER: &str = "squatter.service";
 

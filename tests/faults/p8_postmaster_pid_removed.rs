@@ -1,7 +1,43 @@
 //! P8: somebody removes or overwrites postmaster.pid of a running server ("it was stale"): within a minute the server notices and shuts
 //! itself down as if told to.
 
+use std::time::Duration;
+
+use super::Fault;
 use crate::Host;
+
+/// See [`super::all`].
+pub const FAULTS: &[Fault] = &[
+    Fault {
+        class: "P8",
+        name: "postmaster.pid removed under a running server",
+        imitates: "a script that takes it for stale",
+        is_not: "a data directory that is gone as a whole",
+        inject: |host| {
+            inject(host);
+        },
+        keeps_postmaster: true,
+        deadline: Duration::from_secs(30),
+    },
+    Fault {
+        class: "P8",
+        name: "postmaster.pid emptied under a running server",
+        imitates: "a careless redirection",
+        is_not: "a torn file after a power cut",
+        inject: inject_emptied,
+        keeps_postmaster: true,
+        deadline: Duration::from_secs(30),
+    },
+    Fault {
+        class: "P8",
+        name: "postmaster.pid replaced under a running server",
+        imitates: "a restored backup that brings its own",
+        is_not: "two servers on one data directory",
+        inject: inject_replaced,
+        keeps_postmaster: true,
+        deadline: Duration::from_secs(30),
+    },
+];
 
 /// Empties the file.
 pub fn inject_emptied(host: &Host) {

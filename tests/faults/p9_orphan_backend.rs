@@ -4,7 +4,23 @@
 //! and SIGCONT as soon as the postmaster is gone). So it is moved out of the group first, as if its cluster had been started
 //! from a shell.
 
+use std::time::Duration;
+
+use super::Fault;
 use crate::{Host, Signal};
+
+/// See [`super::all`].
+pub const FAULTS: &[Fault] = &[Fault {
+    class: "P9",
+    name: "backend that outlives its postmaster",
+    imitates: "a backend in a stuck system call when the postmaster dies",
+    is_not: "a second server on the data directory",
+    inject: |host| {
+        inject(host);
+    },
+    keeps_postmaster: false,
+    deadline: Duration::from_secs(60),
+}];
 
 /// Stops a backend, moves it out of the unit, kills the postmaster, and returns the orphan's pid.
 pub fn inject(host: &Host) -> i32 {

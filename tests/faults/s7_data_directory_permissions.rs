@@ -1,6 +1,35 @@
 //! S7: a careless `chmod -R` or `chown -R` hits the data directory, and the next restart fails.
 
+use std::time::Duration;
+
+use super::Fault;
 use crate::{Host, Output};
+
+/// See [`super::all`].
+pub const FAULTS: &[Fault] = &[
+    Fault {
+        class: "S7",
+        name: "wrong mode of the data directory, and a restart",
+        imitates: "a careless chmod -R",
+        is_not: "files inside with another owner, which are left to a person",
+        inject: |host| {
+            inject_mode(host);
+        },
+        keeps_postmaster: false,
+        deadline: Duration::from_secs(60),
+    },
+    Fault {
+        class: "S7",
+        name: "wrong owner of the data directory, and a restart",
+        imitates: "a copy made as root",
+        is_not: "files inside with another owner, which are left to a person",
+        inject: |host| {
+            inject_owner(host);
+        },
+        keeps_postmaster: false,
+        deadline: Duration::from_secs(60),
+    },
+];
 
 /// Mode 0755, and a restart.
 pub fn inject_mode(host: &Host) -> Output {

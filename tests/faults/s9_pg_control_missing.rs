@@ -1,6 +1,40 @@
 //! S9: pg_control is lost, with the power or under a running server, or damaged.
 
+use std::time::Duration;
+
+use super::Fault;
 use crate::Host;
+
+/// See [`super::all`].
+pub const FAULTS: &[Fault] = &[
+    Fault {
+        class: "S9",
+        name: "pg_control removed under a running server",
+        imitates: "a careless clean-up",
+        is_not: "a data directory that is gone as a whole",
+        inject: inject_while_it_runs,
+        keeps_postmaster: true,
+        deadline: Duration::from_secs(60),
+    },
+    Fault {
+        class: "S9",
+        name: "pg_control lost with the power",
+        imitates: "a file system that lost a rename",
+        is_not: "WAL that is lost as well",
+        inject,
+        keeps_postmaster: false,
+        deadline: Duration::from_secs(60),
+    },
+    Fault {
+        class: "S9",
+        name: "pg_control damaged, and the postmaster killed",
+        imitates: "a bad disk",
+        is_not: "WAL that is damaged as well",
+        inject: inject_damage,
+        keeps_postmaster: false,
+        deadline: Duration::from_secs(60),
+    },
+];
 
 fn path(host: &Host) -> String {
     format!("{}/global/pg_control", host.data_directory())

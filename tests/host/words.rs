@@ -253,6 +253,25 @@ impl Host {
         });
     }
 
+    /// Forgets what was healed before, and waits until all is well: budgets are full, and the evidence is of this postmaster.
+    #[track_caller]
+    pub fn settle(&self) {
+        self.wait_until_accepting(SOON);
+        // The server answers two seconds before systemd has it for started, and a death in these is another fault.
+        self.wait_for_state(&self.unit(), "active", SOON);
+        self.sh("systemctl stop pg-watchdog.service; rm -f /var/lib/pg-recovery/watchdog/*.json; pg-recover reset");
+        self.sh(&format!("systemctl reset-failed; truncate -s 0 {}", self.main_cluster().log_file()));
+        self.sh("systemctl start pg-watchdog.service");
+        // Each ledger counts from one.
+        self.psql("DROP TABLE IF EXISTS ledger");
+        let copy = self.file(&format!("/var/lib/pg-recovery/evidence/{}-main/postmaster.pid", self.version()));
+        let running = self.postmaster_pid().to_string();
+        self.wait_until("the evidence is of this postmaster", SOON, || {
+            copy.exists() && copy.read().lines().next() == Some(running.as_str())
+        });
+        self.wait_until_settled();
+    }
+
     /// Waits until something holds.
     #[track_caller]
     pub fn wait_until(&self, description: &str, deadline: Duration, mut holds: impl FnMut() -> bool) {

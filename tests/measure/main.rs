@@ -10,8 +10,6 @@ use std::time::Duration;
 
 use host::{Host, Ledger, Suite, faults, poll_until};
 
-const SOON: Duration = Duration::from_secs(60);
-
 /// A fault that is measured: what it is called, what pg-watchdog says when it sees it, and how it is done.
 type Fault = (&'static str, &'static str, fn(&Host));
 
@@ -63,7 +61,7 @@ fn downtimes(suite: Suite, runs: usize, only: &str) -> ExitCode {
         let host = Host::boot(suite);
         let (mut gaps, mut delays, mut lost) = (Vec::new(), Vec::new(), 0);
         for _ in 0..runs {
-            settle(&host);
+            host.settle();
             let ledger = host.ledger_of_fresh_sessions();
             ledger.wait_for_commits(100);
             let before = now(&host);
@@ -82,22 +80,6 @@ fn downtimes(suite: Suite, runs: usize, only: &str) -> ExitCode {
         );
     }
     ExitCode::SUCCESS
-}
-
-/// Each run begins with a full budget and saved evidence.
-fn settle(host: &Host) {
-    host.wait_until_accepting(SOON);
-    // The server answers two seconds before systemd has it for started, and a death in these is another fault.
-    host.wait_for_state(&host.unit(), "active", SOON);
-    host.sh("systemctl stop pg-watchdog.service; rm -f /var/lib/pg-recovery/watchdog/*.json; pg-recover reset");
-    host.sh(&format!("systemctl reset-failed; truncate -s 0 {}", host.main_cluster().log_file()));
-    host.sh("systemctl start pg-watchdog.service");
-    let copy = host.file(&format!("/var/lib/pg-recovery/evidence/{}-main/postmaster.pid", host.version()));
-    let running = host.postmaster_pid().to_string();
-    let good = format!("ls -d /var/lib/pg-recovery/points/*-{}-main-good", host.version());
-    host.wait_until("the evidence is of this postmaster", SOON, || {
-        copy.exists() && copy.read().lines().next() == Some(running.as_str()) && host.run(&good).success()
-    });
 }
 
 fn wait_until_healed(ledger: &Ledger) {
@@ -129,7 +111,7 @@ fn median_and_worst(times: &mut [Duration]) -> String {
 /// CPU time and memory of pg-watchdog while nothing happens.
 fn idle(suite: Suite, seconds: u64) -> ExitCode {
     let host = Host::boot(suite);
-    settle(&host);
+    host.settle();
     let pid = host.property_of("pg-watchdog.service", "MainPID");
     // utime and stime, in ticks of 10 ms (proc(5)); schedstat has nanoseconds.
     let cpu = || -> u64 {

@@ -147,12 +147,13 @@ fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
     }
     let silent = facts.connection.as_ref().is_err_and(Refusal::is_silence);
     let answered = facts.connection.as_ref().err().is_none_or(Refusal::is_answer);
-    let systemd_at_work = facts.unit.active == "deactivating" || facts.unit.job;
+    // A start of pg_ctlcluster waits for ever beside a server whose lock file is lost.
+    let may_be_ending = facts.unit.active == "deactivating" || (facts.unit.job && facts.connection.is_err());
     match &facts.connection {
         // Silent, or without its sockets because the signal met it while it was starting or stopping.
         _ if postmaster.is_stopped() && !answered => Fault::Stopped,
         // A server that ends takes its sockets and its lock file away itself.
-        _ if facts.lock_file_lost && (systemd_at_work || !(answered || silent)) => {
+        _ if facts.lock_file_lost && (may_be_ending || !(answered || silent)) => {
             evidence.push("postmaster.pid is not its own, and it is on its way out or has just begun".into());
             Fault::Settling
         }

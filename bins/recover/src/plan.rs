@@ -313,9 +313,11 @@ mod tests {
         };
         let garbage = Facts { lock_file: LockFile::Garbage, ..killed() };
         let recycled = Facts { lock_owner: Some(Identity::Foreign("tail (PID 7)".into())), ..killed() };
-        let gone = Facts { lock_file: LockFile::Missing, lock_file_lost: true, saved_lock_file: true, ..well() };
+        let gone = || Facts { lock_file: LockFile::Missing, lock_file_lost: true, saved_lock_file: true, ..well() };
         let gone_without_copy =
             Facts { lock_file: LockFile::Missing, lock_file_lost: true, saved_lock_file: false, ..well() };
+        let starting = UnitState { active: "activating".into(), job: true, ..UnitState::default() };
+        let gone_in_a_start_that_waits = Facts { unit: starting, ..gone() };
         let orphans = Facts {
             family: Family { children: vec![process(11, 'T')], ..Family::default() },
             obstacles: obstacle("P9"),
@@ -330,7 +332,8 @@ mod tests {
             (hung('S', false), "P2", &["stop-fast", "stop-immediate", "kill-postmaster", "start"]),
             (garbage, "P6", &["set-lock-file-aside", "start"]),
             (recycled, "P7", &["set-lock-file-aside", "start"]),
-            (gone, "P8", &["put-lock-file-back", "stop-fast", "start"]),
+            (gone(), "P8", &["put-lock-file-back", "stop-fast", "start"]),
+            (gone_in_a_start_that_waits, "P8", &["put-lock-file-back", "stop-fast", "start"]),
             (gone_without_copy, "P8", &["stop-fast", "start"]),
             (orphans, "P9", &["end-orphans", "start"]),
             (sockets, "P11", &["create-socket-directory", "start"]),
@@ -359,8 +362,12 @@ mod tests {
         let unclear =
             Facts { family: Family { unclear: vec![5], ..Family::default() }, obstacles: obstacle("P9"), ..killed() };
         let debugged = Facts { held: Some("is being debugged"), connection: Err(Refusal::Timeout), ..well() };
-        let ending =
-            Facts { lock_file: LockFile::Missing, lock_file_lost: true, connection: Err(Refusal::NoSocket), ..well() };
+        let ending = || Facts {
+            lock_file: LockFile::Missing,
+            lock_file_lost: true,
+            connection: Err(Refusal::NoSocket),
+            ..well()
+        };
         let slots = Facts { connection: Err(Refusal::OutOfSlots("x".into())), ..well() };
         for (facts, class) in [
             (well(), "none"),
@@ -370,7 +377,8 @@ mod tests {
             (unclear, "P9"),
             (debugged, "O1"),
             (slots, "L1"),
-            (ending, "H2"),
+            (Facts { unit: UnitState { job: true, ..UnitState::default() }, ..ending() }, "H2"),
+            (ending(), "H2"),
             (Facts { obstacles: obstacle("S11"), ..killed() }, "S11"),
             (Facts { obstacles: obstacle("S9"), ..killed() }, "S9"),
             (Facts { control: Err(ControlError::Missing), ..well() }, "S9"),
