@@ -88,6 +88,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options, lexop
 fn soak(suite: Suite, options: &Options) {
     let end = Instant::now() + Duration::from_secs(options.minutes * 60);
     let host = Host::boot(suite);
+    host.trace_actors();
     let (mut rounds, mut done, mut gaps) = (0, 0, Vec::new());
     let first = options.round.unwrap_or(1);
     for round in first.. {
@@ -101,7 +102,7 @@ fn soak(suite: Suite, options: &Options) {
     }
     gaps.sort();
     println!(
-        "{}: {rounds} rounds, {done} faults, 0 commits lost; longest time without a commit in a round: median {:.1} s, worst {:.1} s",
+        "{}: {rounds} rounds, {done} faults, 0 commits lost, no forbidden act; longest time without a commit in a round: median {:.1} s, worst {:.1} s",
         suite.name(),
         gaps[gaps.len() / 2].as_secs_f64(),
         gaps[gaps.len() - 1].as_secs_f64()
@@ -122,6 +123,9 @@ fn one_round(host: &Host, seed: u64, round: u64) -> (usize, Duration) {
         MAY_FAIL.set(true);
         let done = catch_unwind(AssertUnwindSafe(|| inject(host))).is_ok();
         MAY_FAIL.set(false);
+        if !host.is_up() {
+            host.boot_again();
+        }
         names.push(if done { name.to_owned() } else { format!("({name})") });
     }
     let faults = names.join(" + ");
@@ -140,6 +144,8 @@ fn one_round(host: &Host, seed: u64, round: u64) -> (usize, Duration) {
     let amcheck = host.main_cluster().program("pg_amcheck");
     let checked = host.as_postgres(&format!("{amcheck} --all --install-missing --heapallindexed"));
     assert!(checked.success(), "{suite} seed {seed} round {round}: {faults}: {checked}");
+    let (forbidden, acts) = host.forbidden_acts();
+    assert!(forbidden.is_empty() && acts > 0, "{suite} seed {seed} round {round}: {faults}: {forbidden:#?}");
     let how: Vec<String> =
         records.iter().map(|r| format!("{} {}", r["fault"], r["outcome"]).replace('"', "")).collect();
     println!("{suite} round {round}: {:.1} s without a commit; {}", tally.longest_gap().as_secs_f64(), how.join(", "));

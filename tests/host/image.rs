@@ -21,7 +21,8 @@ use sha2::{Digest, Sha256};
 use crate::machine::Machine;
 use crate::{Output, Suite};
 
-const INCLUDE: &str = "systemd,systemd-sysv,dbus,postgresql,libpam-systemd,iproute2,procps,kmod,adduser,e2fsprogs";
+const INCLUDE: &str =
+    "systemd,systemd-sysv,dbus,postgresql,libpam-systemd,iproute2,procps,kmod,adduser,e2fsprogs,strace";
 
 /// Raise it when something below changes what a base holds.
 const RECIPE: u32 = 2;

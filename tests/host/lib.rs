@@ -13,6 +13,7 @@ mod ledger;
 mod machine;
 mod output;
 mod poll;
+mod trace;
 mod words;
 
 #[path = "../faults/mod.rs"]

@@ -65,6 +65,11 @@ impl Host {
         self.machine.start();
     }
 
+    /// Whether it has power.
+    pub fn is_up(&self) -> bool {
+        self.machine.is_up()
+    }
+
     /// Shuts the machine down cleanly and boots it again.
     pub fn reboot(&self) {
         self.shut_down();

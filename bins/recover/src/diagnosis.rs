@@ -19,7 +19,7 @@ pub enum Fault {
     LeftAlone(String),
     /// Starting, stopping or replaying WAL, and moving.
     Moving,
-    /// systemd is at work on the unit, or the kernel on the dead postmaster; over in a moment.
+    /// systemd is at work on the unit, the kernel on the dead postmaster, or the server on its sessions; over in a moment.
     Settling,
     /// O1: stopped in its own time; the slow layer may have it started again.
     StoppedOnPurpose,
@@ -79,7 +79,7 @@ impl Fault {
         let text = match self {
             Fault::Well => "it runs and answers",
             Fault::LeftAlone(why) => return format!("it {why}, leaving it alone"),
-            Fault::Settling => "systemd is at work on it; leaving it alone",
+            Fault::Settling => "systemd or the server itself is at work on it; leaving it alone",
             Fault::Moving => "it is starting, stopping, replaying WAL or busy, and moves; leaving it alone",
             Fault::StoppedOnPurpose => "it was stopped on purpose, leaving it alone",
             Fault::Down => "it was stopped cleanly although it is meant to run",
@@ -193,6 +193,8 @@ fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
             Fault::NotOurs("S5")
         }
         Err(Refusal::OutOfSlots(_)) => Fault::NotOurs("L1"),
+        // A server that ends its sessions after the crash of one of them takes new ones in a moment later.
+        Err(refusal) if refusal.is_transient() && !facts.waited => Fault::Settling,
         Err(refusal) if refusal.is_answer() => Fault::Unknown,
         Err(_) if silent && postmaster.state == 'D' => {
             evidence.push("it waits for the disk".into());

@@ -379,6 +379,8 @@ mod tests {
             (slots, "L1"),
             (Facts { unit: UnitState { job: true, ..UnitState::default() }, ..ending() }, "H2"),
             (ending(), "H2"),
+            (Facts { connection: Err(Refusal::Broken("x".into())), ..well() }, "H2"),
+            (Facts { connection: Err(Refusal::Broken("x".into())), waited: true, ..well() }, "unknown"),
             (Facts { obstacles: obstacle("S11"), ..killed() }, "S11"),
             (Facts { obstacles: obstacle("S9"), ..killed() }, "S9"),
             (Facts { control: Err(ControlError::Missing), ..well() }, "S9"),
