@@ -225,6 +225,19 @@ facts_on_both_suites! {
         assert!(!host.run("ls /wal/pgsql_tmp*").success());
     }
 
+    /// What `tests/soak` found not to be healed, or not as it should be.
+    fn faults_on_top_of_each_other_are_healed_and_nothing_forbidden_is_done(host: Host) {
+        host.trace_actors();
+        for names in [
+            ["pid of postmaster.pid given to another process", "postmaster.pid emptied under a running server"],
+            ["postmaster.pid emptied under a running server", "backend killed"],
+        ] {
+            let (_, gap) = faults::overlapping::overlap(&host, faults::overlapping::named(&names));
+            // The server itself would have noticed its lost lock file after a minute.
+            assert!(gap < Duration::from_secs(30), "{names:?}: {gap:?}");
+        }
+    }
+
     fn a_bad_line_in_postgresql_conf_is_undone_and_kept_beside(host: Host) {
         let ledger = ledger_of(&host);
         faults::c1_bad_postgresql_conf::inject(&host);
