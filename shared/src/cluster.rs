@@ -17,7 +17,7 @@ use crate::{deadline, state};
 
 const ROOT: &str = "/etc/postgresql";
 /// A disk that answers at all does so within this time.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// `start.conf` (pg_createcluster(8), STARTUP CONTROL).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,7 +26,7 @@ pub fn run(command: &mut Command, patience: Duration) -> std::io::Result<Output>
     let read = |stream: Option<Box<dyn Read + Send>>| {
         let (sender, receiver) = std::sync::mpsc::channel();
         // The reader ends with the pipe; nobody waits for it longer than the deadline.
-        std::thread::spawn(move || {
+        let reader = std::thread::Builder::new().spawn(move || {
             let mut text = Vec::new();
             if let Some(mut stream) = stream {
                 let _ = stream.by_ref().take(LIMIT).read_to_end(&mut text);
@@ -34,17 +34,23 @@ pub fn run(command: &mut Command, patience: Duration) -> std::io::Result<Output>
             }
             let _ = sender.send(String::from_utf8_lossy(&text).into_owned());
         });
-        receiver
+        reader.map(|_| receiver)
     };
+    let group = Pid::from_raw(child.id() as i32);
     let stdout = read(child.stdout.take().map(|s| Box::new(s) as _));
     let stderr = read(child.stderr.take().map(|s| Box::new(s) as _));
+    // A unit has no endless number of threads.
+    let (stdout, stderr) = stdout.and_then(|stdout| Ok((stdout, stderr?))).inspect_err(|_| {
+        let _ = killpg(group, Signal::SIGKILL);
+        let _ = child.wait();
+    })?;
     let mut pause = Duration::from_millis(1);
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
         if Instant::now() >= deadline {
-            let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
+            let _ = killpg(group, Signal::SIGKILL);
             let _ = child.try_wait();
             return Err(std::io::Error::new(
                 std::io::ErrorKind::TimedOut,

@@ -11,13 +11,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Stamp;
-use crate::cluster::{Cluster, Start};
+use crate::cluster::{self, Cluster, Start};
 use crate::config::Config;
 use crate::counter::Counter;
 use crate::error::Result;
 use crate::state::State;
 use crate::unit::{self, UnitState};
-use crate::{pause, process};
+use crate::{deadline, pause, process};
 
 /// `/var/lib/pg-recovery/recover/16-main.json`, written by pg-recover.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -157,8 +157,25 @@ fn listed_as_locked(path: &str) -> bool {
     locks.lines().any(|l| l.split_whitespace().any(|word| word == id))
 }
 
-/// Patroni, pg_auto_failover and repmgr decide themselves what runs where.
-fn manager(cluster: &Cluster) -> Option<&'static str> {
+/// Patroni, pg_auto_failover and repmgr decide themselves what runs where, and when it is stopped.
+fn manager(cluster: &Cluster) -> Option<String> {
+    running_manager(cluster).map(str::to_owned).or_else(|| {
+        // Patroni may be stopped itself; it leaves this file in the data directory.
+        let file = cluster.data_directory.join("patroni.dynamic.json");
+        let (owner, path) = (cluster.owner.clone(), file.clone());
+        let is_there = move || owner.act(|| path.exists()).unwrap_or(false);
+        let is_patronis =
+            patroni_is_enabled() && deadline::within(&cluster.data_directory, cluster::PATIENCE, is_there)?;
+        is_patronis.then(|| format!("Patroni ({} is there)", file.display()))
+    })
+}
+
+fn patroni_is_enabled() -> bool {
+    let wanted = std::fs::read_dir("/etc/systemd/system/multi-user.target.wants").into_iter().flatten().flatten();
+    wanted.map(|link| link.file_name()).any(|name| name.as_encoded_bytes().starts_with(b"patroni"))
+}
+
+fn running_manager(cluster: &Cluster) -> Option<&'static str> {
     process::all().find_map(|process| {
         let manager = match process.comm.as_str() {
             "patroni" => "Patroni",

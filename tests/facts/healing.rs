@@ -231,11 +231,34 @@ facts_on_both_suites! {
         for names in [
             ["pid of postmaster.pid given to another process", "postmaster.pid emptied under a running server"],
             ["postmaster.pid emptied under a running server", "backend killed"],
+            ["pg_control lost with the power", "wrong mode of the data directory, and a restart"],
         ] {
             let (_, gap) = faults::overlapping::overlap(&host, faults::overlapping::named(&names));
             // The server itself would have noticed its lost lock file after a minute.
             assert!(gap < Duration::from_secs(30), "{names:?}: {gap:?}");
         }
+    }
+
+    fn a_cluster_of_patroni_is_left_to_patroni(suite: Suite) {
+        let host = faults::o4_patroni::boot(suite);
+        host.sh("systemctl restart pg-watchdog");
+        let ledger = host.ledger_of_fresh_sessions();
+        ledger.wait_for_commits(100);
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_for_journal("pg-watchdog", "is managed by Patroni", SOON);
+        faults::o4_patroni::wait_until_it_leads(&host);
+        ledger.wait_for_commits_within(50, SOON);
+        ledger.stop_and_check().assert_nothing_lost();
+        // Stopped by Patroni, it stays stopped: also when the checks ask for a recovery, and when Patroni is gone.
+        host.sh(&format!("systemctl stop patroni@{}-main", host.version()));
+        host.wait_until("it is stopped", SOON, || !host.is_accepting());
+        for _ in 0..3 {
+            host.start_and_wait("pg-health-check.service");
+        }
+        assert!(host.start_and_wait("pg-recovery.service").success());
+        host.journal_of("pg-recover").says("is managed by Patroni");
+        assert!(!host.is_accepting());
+        assert_eq!(host.recoveries(), Vec::<serde_json::Value>::new());
     }
 
     fn a_bad_line_in_postgresql_conf_is_undone_and_kept_beside(host: Host) {

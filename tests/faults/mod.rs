@@ -13,6 +13,7 @@ pub mod c3_missing_preload_library;
 pub mod h2_long_crash_recovery;
 pub mod o1_operator_off;
 pub mod o3_standby;
+pub mod o4_patroni;
 pub mod o5_data_directory_in_use;
 pub mod overlapping;
 pub mod p11_socket_directory;

@@ -44,12 +44,13 @@ const MASKED: &[&str] = &[
 
 /// The layers of a machine without the package.
 pub(crate) fn plain(suite: Suite) -> Vec<PathBuf> {
-    vec![base(suite)]
+    vec![base(suite, "")]
 }
 
-/// The layers of a machine with the package, the topmost first.
-pub(crate) fn with_package(suite: Suite) -> Vec<PathBuf> {
-    let base = base(suite);
+/// The layers of a machine with the package, the topmost first, on a base with these packages of the distribution as well
+/// (`,one,two`).
+pub(crate) fn with_package(suite: Suite, more: &str) -> Vec<PathBuf> {
+    let base = base(suite, more);
     let package = package();
     let content = fs::read(&package).unwrap_or_else(|error| panic!("could not read {}: {error}", package.display()));
     let base_name = base.file_name().expect("a base has a name").to_string_lossy().into_owned();
@@ -95,21 +96,21 @@ pub fn package() -> PathBuf {
         .clone()
 }
 
-fn base_name(suite: Suite) -> String {
+fn base_name(suite: Suite, more: &str) -> String {
     // A new month is a new base, with the updates that Debian has made since.
-    let key = short_hash(format!("{INCLUDE} {RECIPE} {}", MASKED.join(" ")).as_bytes());
+    let key = short_hash(format!("{INCLUDE}{more} {RECIPE} {}", MASKED.join(" ")).as_bytes());
     format!("base-{}-{}-{key}", suite.name(), month())
 }
 
-fn base(suite: Suite) -> PathBuf {
-    let base = cache().join(base_name(suite));
+fn base(suite: Suite, more: &str) -> PathBuf {
+    let base = cache().join(base_name(suite, more));
     build_once(&base, |target| {
         let mut refused = String::new();
         // First mmdebstrap's own choice of an archive, then the one that this computer uses itself.
         for archive in [None, host_archive()] {
             let _ = fs::remove_dir_all(target);
             let mut command = Command::new("mmdebstrap");
-            command.args(["--quiet", "--variant=apt", &format!("--include={INCLUDE}")]);
+            command.args(["--quiet", "--variant=apt", &format!("--include={INCLUDE}{more}")]);
             command.arg(suite.name()).arg(target).args(archive);
             let output = command.output().unwrap_or_else(|error| panic!("could not start mmdebstrap: {error}"));
             if output.status.success() {
@@ -201,7 +202,7 @@ fn lock(name: &str, how: FlockArg) -> Option<Flock<fs::File>> {
 /// Each month makes bases and each build of the package a layer. Removes those that nobody uses, and nobody has used for two
 /// days: another work tree may come back to its own.
 fn remove_old_layers() {
-    let current = [Suite::Bookworm, Suite::Trixie].map(base_name);
+    let current = [Suite::Bookworm, Suite::Trixie].map(|suite| base_name(suite, ""));
     for entry in fs::read_dir(cache()).into_iter().flatten().flatten() {
         let file = entry.file_name().to_string_lossy().into_owned();
         let Some(name) = file.strip_suffix(".lock").filter(|name| !current.iter().any(|base| base == name)) else {

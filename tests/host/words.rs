@@ -25,7 +25,12 @@ impl Host {
 
     /// Boots a machine with the package installed and its cluster accepting connections.
     pub fn boot(suite: Suite) -> Host {
-        Host::on(suite, &image::with_package(suite))
+        Host::on(suite, &image::with_package(suite, ""))
+    }
+
+    /// The same on a distribution with these packages as well: `,one,two`.
+    pub fn boot_beside(suite: Suite, packages: &str) -> Host {
+        Host::on(suite, &image::with_package(suite, packages))
     }
 
     /// Boots a machine without the package: the distribution's PostgreSQL as it is.

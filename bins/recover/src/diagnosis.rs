@@ -251,6 +251,8 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
         return match (worst, &facts.control_copy) {
             // Without pg_control it cannot be told whether it was stopped cleanly; what the unit says has to do.
             ("S2" | "S7", _) | ("S9", Ok(())) if may_be_on_purpose(facts) => Fault::StoppedOnPurpose,
+            // The data directory is known by its pg_control: without one nobody gives it another mode.
+            ("S7", Ok(())) => Fault::ControlFile,
             ("S7", _) => Fault::Mode,
             // What its owner cannot read looks as if it were missing or damaged.
             ("S6" | "S9" | "S11", _) if !facts.wrong_modes.is_empty() && !may_be_on_purpose(facts) => {

@@ -343,6 +343,7 @@ mod tests {
             (Facts { wrong_modes: wrong(), obstacles: obstacle("S11"), ..killed() }, "S7", &["restore-mode", "start"]),
             (Facts { wrong_modes: wrong(), ..well() }, "S7", &["restore-mode"]),
             (lost(well()), "S9", &["restore-control-file"]),
+            (lost(Facts { obstacles: obstacle("S7"), ..killed() }), "S9", &["restore-control-file", "start"]),
             (lost(Facts { obstacles: obstacle("S9"), ..killed() }), "S9", &["restore-control-file", "start"]),
         ];
         for (facts, class, steps) in cases {
