@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::{Host, Suite};
+use crate::{Host, Suite, poll_until};
 
 /// What it takes.
-const PACKAGES: &str = ",patroni,etcd-server";
+const PACKAGES: &str = ",patroni,python3-etcd,etcd-server";
 
 /// Boots a machine on which Patroni has taken the main cluster over.
 pub fn boot(suite: Suite) -> Host {
@@ -43,7 +43,8 @@ postgresql:
 
 /// Waits until Patroni has made it a primary.
 pub fn wait_until_it_leads(host: &Host) {
-    host.wait_until("Patroni leads", Duration::from_secs(120), || {
-        host.try_psql("SELECT pg_is_in_recovery()").stdout.trim() == "f"
-    });
+    let leads = || (host.try_psql("SELECT pg_is_in_recovery()").stdout.trim() == "f").then_some(());
+    if poll_until(Duration::from_secs(120), leads).is_none() {
+        panic!("Patroni does not lead: {}", host.journal_of(&format!("patroni@{}-main.service", host.version())));
+    }
 }
