@@ -19,6 +19,19 @@ fn later(host: &Host) -> serde_json::Value {
     serde_json::json!({"wall": 4e9, "boot": 4e9, "boot_id": boot_id.trim()})
 }
 
+/// Changes what pg-watchdog has recorded about the main cluster.
+fn change_evidence(host: &Host, key: &str, value: &serde_json::Value) {
+    for path in [
+        format!("/run/pg-recovery/evidence/{}-main.json", host.version()),
+        format!("/var/lib/pg-recovery/evidence/{}-main/evidence.json", host.version()),
+    ] {
+        let file = host.file(&path);
+        let mut evidence: serde_json::Value = serde_json::from_str(&file.read()).expect("it is JSON");
+        evidence[key] = value.clone();
+        file.write(evidence.to_string());
+    }
+}
+
 /// The checks have found it down three times.
 fn asked_by_checks(host: &Host) {
     let name = format!("/var/lib/pg-recovery/health/{}-main.json", host.version());
@@ -308,18 +321,27 @@ facts_on_both_suites! {
         assert!(host.is_accepting());
     }
 
+    fn a_file_that_cannot_be_mended_under_a_running_server_is_a_persons_after_three_tries(host: Host) {
+        host.psql("CREATE TABLE t (id int)");
+        alone(&host);
+        // It answers all the time, and pg-watchdog sees that.
+        change_evidence(&host, "at", &later(&host));
+        // Nobody changes its mode now, not even its owner.
+        let path = faults::s7_data_directory_permissions::inject_mode_of_a_table(&host, "t");
+        host.sh(&format!("chattr +i {path}"));
+        let ends: Vec<i32> = (0..4).map(|_| recover(&host)).collect();
+        host.sh(&format!("chattr -i {path}"));
+        assert_eq!(ends, [1, 1, 1, 0]);
+        let said = host.journal_of("pg-recover");
+        assert_eq!(said.count("3 recoveries in a row failed"), 1, "{said}");
+        said.says("was handed over: manual intervention required");
+        assert!(host.is_accepting());
+    }
+
     fn commits_that_are_missing_after_a_recovery_are_for_a_person_at_once(host: Host) {
         alone(&host);
         // As if the server had once flushed a terabyte more than it has now.
-        for path in [
-            format!("/run/pg-recovery/evidence/{}-main.json", host.version()),
-            format!("/var/lib/pg-recovery/evidence/{}-main/evidence.json", host.version()),
-        ] {
-            let file = host.file(&path);
-            let mut evidence: serde_json::Value = serde_json::from_str(&file.read()).expect("it is JSON");
-            evidence["flush_lsn"] = (1u64 << 40).into();
-            file.write(evidence.to_string());
-        }
+        change_evidence(&host, "flush_lsn", &(1u64 << 40).into());
         let postmaster = faults::p2_postmaster_stopped::inject(&host);
         assert_eq!(recover(&host), 1);
         host.journal_of("pg-recover").says("had been flushed: commits are missing").says("manual intervention required");

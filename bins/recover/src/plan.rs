@@ -253,6 +253,7 @@ mod tests {
             control_copy: Err("it is not needed".into()),
             connection: Err(Refusal::NoSocket),
             moves: false,
+            waits_for_wal: false,
             held: None,
             obstacles: Vec::new(),
             wrong_modes: Vec::new(),

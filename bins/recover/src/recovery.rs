@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
 use shared::config::{Config, Mode};
-use shared::evidence::Evidence;
+use shared::evidence::{self, Evidence};
 use shared::exit::{self, Code};
 use shared::lock::Lock;
 use shared::log::{FAULT, LEFT_ALONE, MANUAL, OUTCOME, STEP};
@@ -29,6 +29,8 @@ const MOST_STEPS: usize = 12;
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How long the program that holds the cluster's lock is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a volume may take that does not answer.
+const VOLUME: Duration = Duration::from_secs(600);
 
 /// Recovers all of `clusters` side by side, each under its own lock.
 pub fn all(clusters: Vec<Cluster>, config: &Config, json: bool) -> Result<Code> {
@@ -74,7 +76,7 @@ impl Drop for AtWork<'_> {
 /// Recovers a cluster, and again if it fails while others are still being recovered: systemd takes no second request to
 /// start the service meanwhile.
 fn attend(cluster: &Cluster, config: &Config, ticket: AtWork) -> Result<Code> {
-    let answers = || facts::connect(cluster, config, &cluster.lock_file().0, LOOK_AGAIN).is_ok();
+    let answers = || cluster.is_whole && facts::connect(cluster, config, &cluster.lock_file().0, LOOK_AGAIN).is_ok();
     let count = ticket.0;
     let mut outcome = one(cluster, config);
     let mut answered = answers();
@@ -94,6 +96,7 @@ fn attend(cluster: &Cluster, config: &Config, ticket: AtWork) -> Result<Code> {
 
 fn one(cluster: &Cluster, config: &Config) -> Result<Code> {
     let name = cluster.name();
+    let cluster = &facts::whole(cluster, config, VOLUME)?;
     let Some(_held) = Lock::take(&name, PATIENCE)? else {
         log::info!(PG_CLUSTER = name; "another program is at work on cluster {name}, leaving it to that one");
         return Ok(Code::TempFail);
@@ -122,9 +125,9 @@ impl<'a> Recovery<'a> {
         let name = cluster.name();
         let id = record::new_id(&name);
         let mut verdict = standing::verdict(&name);
-        let recorded = facts::recorded(cluster);
-        // Seen well since: what came before is past, but for the word that only a person takes back.
-        if recorded.as_ref().is_some_and(|evidence| evidence.at.is_after(&verdict.value.at)) {
+        let recorded = evidence::load(&name);
+        // What came before is past then, but for the word that only a person takes back.
+        if verdict.value.is_past(recorded.as_ref().map(|evidence| &evidence.at), config, &Stamp::now()) {
             verdict.value = Verdict { manual: verdict.value.manual, ..past(&verdict.value) };
         }
         let memory = Memory { stopped_by_us: verdict.value.stopped_by_us, ..Memory::default() };
@@ -176,7 +179,7 @@ impl<'a> Recovery<'a> {
                 // Runs that were killed count too.
                 (_, Some(_)) if self.tried.is_empty() && self.is_spent() => return Ok(self.failed()),
                 (_, Some(planned)) if self.tried.len() < MOST_STEPS => self.step(&planned.step, &planned.why, &facts),
-                _ if self.tried.is_empty() => return Ok(self.hand_over(&diagnosis)),
+                _ if self.tried.is_empty() => return Ok(self.hand_over(&diagnosis, &facts)),
                 _ => return Ok(self.give_up(&diagnosis)),
             }
         }
@@ -213,16 +216,15 @@ impl<'a> Recovery<'a> {
     }
 
     fn step(&mut self, step: &Step, why: &str, facts: &Facts) {
-        if self.tried.is_empty() {
+        let stops = matches!(step, Step::StopFast | Step::StopImmediate | Step::KillPostmaster);
+        if self.tried.is_empty() || stops {
+            let verdict = &mut self.verdict.value;
             // Counted before anything is done, so that a run which is killed counts too.
-            self.verdict.value.attempts += 1;
-            self.verdict.value.at = Stamp::now();
-            self.verdict.save_or_warn();
-        }
-        if matches!(step, Step::StopFast | Step::StopImmediate | Step::KillPostmaster) {
+            verdict.attempts += u32::from(self.tried.is_empty());
             // A run that is killed now must leave word that nobody wanted the server to stay stopped.
-            self.verdict.value.stopped_by_us = true;
-            self.verdict.value.at = Stamp::now();
+            verdict.stopped_by_us |= stops;
+            verdict.answered = facts.connection.is_ok() && !stops;
+            verdict.at = Stamp::now();
             self.verdict.save_or_warn();
         }
         stop_here_for_a_test(self.tried.len() + 1);
@@ -270,8 +272,10 @@ impl<'a> Recovery<'a> {
     }
 
     fn leave(mut self, diagnosis: &Diagnosis) -> Code {
+        let is_moving = diagnosis.fault == Fault::Moving;
+        let seen = diagnosis.evidence.last().filter(|_| is_moving).map(|line| format!(": {line}"));
         log::info!(PG_CLUSTER = self.name, PG_FAULT = diagnosis.fault.class(), MESSAGE_ID = LEFT_ALONE;
-            "cluster {}: {}", self.name, diagnosis.fault.describe());
+            "cluster {}: {}{}", self.name, diagnosis.fault.describe(), seen.unwrap_or_default());
         if self.tried.is_empty() {
             return Code::Ok;
         }
@@ -312,15 +316,17 @@ impl<'a> Recovery<'a> {
     }
 
     /// Nothing was done, because nothing that this program would do fits. The alarm is raised once for each fault.
-    fn hand_over(mut self, diagnosis: &Diagnosis) -> Code {
+    fn hand_over(mut self, diagnosis: &Diagnosis, facts: &Facts) -> Code {
         let class = diagnosis.fault.class();
-        if self.verdict.value.handed_over == class {
+        let is_known = self.verdict.value.handed_over == class;
+        self.verdict.value.handed_over = class.into();
+        self.verdict.value.answered = facts.connection.is_ok();
+        self.verdict.value.at = Stamp::now();
+        self.verdict.save_or_warn();
+        if is_known {
             log::warn!(PG_CLUSTER = self.name, PG_FAULT = class; "cluster {}: still waiting for a person: {}", self.name, diagnosis.fault.describe());
             return Code::Unavailable;
         }
-        self.verdict.value.handed_over = class.into();
-        self.verdict.value.at = Stamp::now();
-        self.verdict.save_or_warn();
         self.alarm(&format!("{}; nothing was changed", diagnosis.fault.describe()));
         self.finish("manual", Code::Unavailable)
     }
@@ -376,7 +382,7 @@ impl<'a> Recovery<'a> {
              When it is repaired: pg-recover reset --cluster {}",
             self.name,
             self.cluster.log_file.as_ref().map_or("the server log".into(), |f| f.display().to_string()),
-            shared::evidence::directory(&self.name).display(),
+            evidence::directory(&self.name).display(),
             self.name
         );
         log::error!(PG_CLUSTER = self.name, PG_FAULT = self.record.fault, PG_RECOVERY_ID = self.id, MESSAGE_ID = MANUAL; "{text}");

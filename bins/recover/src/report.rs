@@ -1,5 +1,7 @@
 //! `--plan`: what is found and what would be done, printed instead of carried out.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use shared::Result;
 use shared::cluster::Cluster;
@@ -27,6 +29,7 @@ pub fn plans(clusters: &[Cluster], config: &Config, json: bool) -> Result<Code> 
     let mut report = Report { clusters: Vec::new() };
     for cluster in clusters {
         let name = cluster.name();
+        let cluster = &facts::whole(cluster, config, Duration::from_secs(10))?;
         let memory = Memory { stopped_by_us: standing::verdict(&name).value.stopped_by_us, ..Memory::default() };
         let facts = facts::look(cluster, config, &memory)?;
         let diagnosis = diagnose(&facts, config, &name);
