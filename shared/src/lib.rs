@@ -13,6 +13,7 @@ pub mod deadline;
 pub mod error;
 pub mod evidence;
 pub mod exit;
+pub mod fault;
 pub mod health;
 pub mod lock;
 pub mod log;

@@ -36,6 +36,8 @@ pub struct Verdict {
     pub handed_over: String,
     /// The server answered in spite of the last fault: that it was seen to answer since says nothing about that one.
     pub answered: bool,
+    /// When a person last said that the cause is repaired: how earlier tries ended says nothing any more.
+    pub reset: String,
     pub at: Stamp,
 }
 

@@ -130,6 +130,7 @@ pub fn diagnose(facts: &Facts, config: &Config, cluster: &str) -> Diagnosis {
     } else {
         down(facts, config, cluster, &mut evidence)
     };
+    evidence.extend(facts.learnt.resting(fault.class()));
     Diagnosis { fault, evidence }
 }
 

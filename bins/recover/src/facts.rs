@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::AtFlags;
 use nix::unistd::{AccessFlags, faccessat};
 use shared::client::{self, Refusal, Session, Target};
+use shared::clock::Stamp;
 use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::control::{Control, ControlError};
@@ -18,10 +19,11 @@ use shared::pidfile::LockFile;
 use shared::point::{self, Copy};
 use shared::prestart::{self, Obstacle};
 use shared::process::{self, Family, Identity, Process};
-use shared::standing::{self, Standing};
+use shared::standing::{self, Standing, Verdict};
 use shared::unit::UnitState;
-use shared::{Error, Result, ballast, command, health};
+use shared::{Error, Result, ballast, command, health, record};
 
+use crate::learn::Lessons;
 use crate::{control_file, server_log};
 
 /// Settings that are not put back to what they were: where the data is, and what makes a commit durable. A person who
@@ -96,6 +98,8 @@ pub struct Facts {
     pub waited: bool,
     /// This run has tried to start it.
     pub started_by_us: bool,
+    /// How steps ended in earlier recoveries.
+    pub learnt: Lessons,
 }
 
 /// The configuration as the server would read it at its next start, against the last one it was seen to run with.
@@ -123,6 +127,16 @@ pub struct Memory {
     pub waited: bool,
     /// All files were looked at, which takes a while, and no mode was changed since.
     pub wrong_modes: OnceCell<Vec<PathBuf>>,
+    pub learnt: Lessons,
+}
+
+impl Memory {
+    /// What earlier runs have left.
+    pub fn of(cluster: &str, verdict: &Verdict) -> Memory {
+        let now = Stamp::now().wall as i64;
+        let learnt = Lessons::of(&record::all(), cluster, &verdict.reset, now);
+        Memory { stopped_by_us: verdict.stopped_by_us, learnt, ..Memory::default() }
+    }
 }
 
 /// The cluster with all that lies on its volume: nothing is decided on half of it, so a slow disk is waited for.
@@ -221,6 +235,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         ballast: if down { ballast::size(cluster)? } else { 0 },
         stopped_by_us: memory.stopped_by_us,
         started_by_us: memory.started,
+        learnt: memory.learnt.clone(),
         waited: memory.waited,
         lock_file_lost,
         lock_file_was_lost: log.contains("data directory lock file is invalid"),

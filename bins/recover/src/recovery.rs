@@ -13,20 +13,23 @@ use shared::log::{FAULT, LEFT_ALONE, MANUAL, OUTCOME, STEP};
 use shared::record::{self, Record, StepRecord};
 use shared::standing::{self, Verdict};
 use shared::state::State;
-use shared::{Error, Result, health, terminals};
+use shared::{Error, Result, fault, health, terminals};
 
 use crate::act::Actor;
 use crate::diagnosis::{Diagnosis, Fault, diagnose};
 use crate::facts::{self, Facts, Memory};
 use crate::operator;
-use crate::plan::{Step, plan};
+use crate::plan::{Planned, Step, plan};
 use crate::report;
 use crate::server_log;
+use crate::turns::Turns;
 use crate::verify::{Unproven, verify};
 
 /// No ladder is longer; a run that comes here goes round in circles.
 const MOST_STEPS: usize = 12;
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// Each reads and replays WAL; more at a time would only make all of them slower.
+const MOST_AT_A_TIME: usize = 8;
 /// How long the program that holds the cluster's lock is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a volume may take that does not answer.
@@ -39,11 +42,14 @@ pub fn all(clusters: Vec<Cluster>, config: &Config, json: bool) -> Result<Code> 
         log::info!("no PostgreSQL cluster on this host");
     }
     let at_work = AtomicUsize::new(0);
+    // Which one is urgent takes a look of its own; few are all begun at once.
+    let turns = (clusters.len() > MOST_AT_A_TIME).then(|| Turns::new(MOST_AT_A_TIME));
+    let turns = turns.as_ref();
     let outcomes: Vec<Result<Code>> = std::thread::scope(|scope| {
         let mut threads = Vec::new();
         let tickets: Vec<_> = clusters.iter().map(|_| AtWork::new(&at_work)).collect();
         for (cluster, ticket) in clusters.iter().zip(tickets) {
-            threads.push(scope.spawn(|| attend(cluster, config, ticket)));
+            threads.push(scope.spawn(|| attend(cluster, config, ticket, turns)));
         }
         threads
             .into_iter()
@@ -75,10 +81,10 @@ impl Drop for AtWork<'_> {
 
 /// Recovers a cluster, and again if it fails while others are still being recovered: systemd takes no second request to
 /// start the service meanwhile.
-fn attend(cluster: &Cluster, config: &Config, ticket: AtWork) -> Result<Code> {
+fn attend(cluster: &Cluster, config: &Config, ticket: AtWork, turns: Option<&Turns>) -> Result<Code> {
     let answers = || cluster.is_whole && facts::connect(cluster, config, &cluster.lock_file().0, LOOK_AGAIN).is_ok();
     let count = ticket.0;
-    let mut outcome = one(cluster, config);
+    let mut outcome = in_turn(cluster, config, turns);
     let mut answered = answers();
     drop(ticket);
     while count.load(Ordering::Relaxed) > 0 {
@@ -86,7 +92,7 @@ fn attend(cluster: &Cluster, config: &Config, ticket: AtWork) -> Result<Code> {
         let before = std::mem::replace(&mut answered, answers());
         if before && !answered {
             let _ticket = AtWork::new(count);
-            let again = one(cluster, config);
+            let again = in_turn(cluster, config, turns);
             outcome = outcome.and_then(|code| Ok(Code::worst([code, again?].into_iter())));
             answered = answers();
         }
@@ -94,9 +100,18 @@ fn attend(cluster: &Cluster, config: &Config, ticket: AtWork) -> Result<Code> {
     outcome
 }
 
+/// Waiting, it holds no lock: pg-watchdog may still restart it meanwhile.
+fn in_turn(cluster: &Cluster, config: &Config, turns: Option<&Turns>) -> Result<Code> {
+    let cluster = &facts::whole(cluster, config, VOLUME)?;
+    let Some(turns) = turns else { return one(cluster, config) };
+    let facts = facts::look(cluster, config, &Memory::default())?;
+    let fault = diagnose(&facts, config, &cluster.name()).fault;
+    let _turn = turns.take(fault::class(fault.class()).priority);
+    one(cluster, config)
+}
+
 fn one(cluster: &Cluster, config: &Config) -> Result<Code> {
     let name = cluster.name();
-    let cluster = &facts::whole(cluster, config, VOLUME)?;
     let Some(_held) = Lock::take(&name, PATIENCE)? else {
         log::info!(PG_CLUSTER = name; "another program is at work on cluster {name}, leaving it to that one");
         return Ok(Code::TempFail);
@@ -130,7 +145,7 @@ impl<'a> Recovery<'a> {
         if verdict.value.is_past(recorded.as_ref().map(|evidence| &evidence.at), config, &Stamp::now()) {
             verdict.value = Verdict { manual: verdict.value.manual, ..past(&verdict.value) };
         }
-        let memory = Memory { stopped_by_us: verdict.value.stopped_by_us, ..Memory::default() };
+        let memory = Memory::of(&name, &verdict.value);
         let asked = health::state(&name).value.failures >= config.health.max_failures;
         let record = Record {
             id: id.clone(),
@@ -178,7 +193,7 @@ impl<'a> Recovery<'a> {
                 }
                 // Runs that were killed count too.
                 (_, Some(_)) if self.tried.is_empty() && self.is_spent() => return Ok(self.failed()),
-                (_, Some(planned)) if self.tried.len() < MOST_STEPS => self.step(&planned.step, &planned.why, &facts),
+                (_, Some(planned)) if self.tried.len() < MOST_STEPS => self.step(planned, &diagnosis, &facts),
                 _ if self.tried.is_empty() => return Ok(self.hand_over(&diagnosis, &facts)),
                 _ => return Ok(self.give_up(&diagnosis)),
             }
@@ -215,7 +230,8 @@ impl<'a> Recovery<'a> {
             "cluster {}: {}; evidence: {}", self.name, diagnosis.fault.describe(), diagnosis.evidence.join("; "));
     }
 
-    fn step(&mut self, step: &Step, why: &str, facts: &Facts) {
+    fn step(&mut self, planned: Planned, diagnosis: &Diagnosis, facts: &Facts) {
+        let Planned { step, why, .. } = &planned;
         let stops = matches!(step, Step::StopFast | Step::StopImmediate | Step::KillPostmaster);
         if self.tried.is_empty() || stops {
             let verdict = &mut self.verdict.value;
@@ -254,9 +270,15 @@ impl<'a> Recovery<'a> {
             // What the server complained about before this is past.
             self.memory.log_mark = Some(server_log::lengths(&self.cluster));
         }
-        let why = format!("{why}; {detail}");
-        self.record.steps.push(StepRecord { step: step.name().into(), outcome: word.into(), ms, why });
-        self.tried.push(step.clone());
+        self.record.steps.push(StepRecord {
+            step: step.name().into(),
+            outcome: word.into(),
+            ms,
+            why: format!("{why}; {detail}"),
+            fault: diagnosis.fault.class().into(),
+            of: step.of().into(),
+        });
+        self.tried.push(planned.step);
         self.last_step = Instant::now();
     }
 
@@ -295,7 +317,13 @@ impl<'a> Recovery<'a> {
             Ok(proof) => ("ok", proof.clone()),
             Err(Unproven::Silent(why) | Unproven::Lost(why)) => ("failed", why.clone()),
         };
-        self.record.steps.push(StepRecord { step: "verify".into(), outcome: word.into(), ms, why: why.clone() });
+        self.record.steps.push(StepRecord {
+            step: "verify".into(),
+            outcome: word.into(),
+            ms,
+            why: why.clone(),
+            ..StepRecord::default()
+        });
         if let Err(unproven) = outcome {
             log::error!(PG_CLUSTER = self.name, PG_STEP = "verify", PG_RECOVERY_ID = self.id; "cluster {}: not proven: {why}", self.name);
             return match unproven {
@@ -327,7 +355,9 @@ impl<'a> Recovery<'a> {
             log::warn!(PG_CLUSTER = self.name, PG_FAULT = class; "cluster {}: still waiting for a person: {}", self.name, diagnosis.fault.describe());
             return Code::Unavailable;
         }
-        self.alarm(&format!("{}; nothing was changed", diagnosis.fault.describe()));
+        let mut what = vec![diagnosis.fault.describe()];
+        what.extend(facts.learnt.resting(class));
+        self.alarm(&format!("{}; nothing was changed", what.join("; ")));
         self.finish("manual", Code::Unavailable)
     }
 
@@ -378,9 +408,10 @@ impl<'a> Recovery<'a> {
             String::new()
         };
         let text = format!(
-            "cluster {}: manual intervention required: {what}.{at_own_risk} Evidence: journalctl -t pg-recover, {} and the folder {}. \
-             When it is repaired: pg-recover reset --cluster {}",
+            "cluster {}: manual intervention required: {what}.{at_own_risk} What was seen and done: pg-recover explain {}. \
+             Evidence: journalctl -t pg-recover, {} and the folder {}. When it is repaired: pg-recover reset --cluster {}",
             self.name,
+            self.id,
             self.cluster.log_file.as_ref().map_or("the server log".into(), |f| f.display().to_string()),
             evidence::directory(&self.name).display(),
             self.name
@@ -390,17 +421,14 @@ impl<'a> Recovery<'a> {
     }
 
     fn finish(&mut self, outcome: &str, code: Code) -> Code {
-        self.record.outcome = outcome.into();
-        self.record.finished = Stamp::now().rfc3339();
-        self.record.downtime_ms = self.began.elapsed().as_millis() as u64;
-        record::append(&self.record);
+        self.record.close(outcome, self.began.elapsed());
         code
     }
 }
 
 /// What is left of a verdict when the cluster is well.
 fn past(verdict: &Verdict) -> Verdict {
-    Verdict { recoveries: verdict.recoveries.clone(), ..Verdict::default() }
+    Verdict { recoveries: verdict.recoveries.clone(), reset: verdict.reset.clone(), ..Verdict::default() }
 }
 
 /// The tests kill a run before each of its steps in turn, to see that the next run converges; the variable says which.

@@ -30,7 +30,7 @@ pub fn plans(clusters: &[Cluster], config: &Config, json: bool) -> Result<Code> 
     for cluster in clusters {
         let name = cluster.name();
         let cluster = &facts::whole(cluster, config, Duration::from_secs(10))?;
-        let memory = Memory { stopped_by_us: standing::verdict(&name).value.stopped_by_us, ..Memory::default() };
+        let memory = Memory::of(&name, &standing::verdict(&name).value);
         let facts = facts::look(cluster, config, &memory)?;
         let diagnosis = diagnose(&facts, config, &name);
         let plan = plan(&facts, &diagnosis, &[]);
