@@ -32,7 +32,7 @@ pub struct Class {
     pub priority: Priority,
     /// A sentence: what has to be seen for this name, and why it is repaired as it is.
     pub rule: &'static str,
-    /// What is left for a person, healed or not.
+    /// What is left for a person, healed or not; `-ID` stands for the recovery's.
     pub next: &'static str,
 }
 

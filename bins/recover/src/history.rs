@@ -58,7 +58,13 @@ pub fn explain(words: &[String], clusters: &[String], json: bool) -> Result<Code
     };
     let class = fault::class(&record.fault);
     let text = if json {
-        let story = Story { priority: class.priority as u8, rule: class.rule, next: next(&record, class), record };
+        let story = Story {
+            priority: class.priority as u8,
+            target_ms: class.priority.target().as_millis() as u64,
+            rule: class.rule,
+            next: next(&record, class),
+            record,
+        };
         serde_json::to_string_pretty(&story).map_err(std::io::Error::other)? + "\n"
     } else {
         tell(&record, class)
@@ -72,6 +78,7 @@ struct Story {
     #[serde(flatten)]
     record: Record,
     priority: u8,
+    target_ms: u64,
     rule: &'static str,
     next: String,
 }
@@ -108,7 +115,7 @@ fn tell(record: &Record, class: &Class) -> String {
     let _ = write!(text, "  {outcome}, {} after this began, at {}", spoken(record.downtime_ms), record.finished);
     let _ = writeln!(text, "{}.", target(record).map(|target| format!("; {target}")).unwrap_or_default());
     let _ = writeln!(text, "\nWhat is left to do:\n  {}", next(record, class));
-    let _ = writeln!(text, "\nEvery line of it: journalctl PG_RECOVERY_ID={}", record.id);
+    let _ = writeln!(text, "\nIn the journal: journalctl PG_RECOVERY_ID={}", record.id);
     let folder = evidence::directory(&record.cluster).join(&record.id);
     if folder.exists() {
         let _ = writeln!(text, "Files as they were before anything was changed: {}", folder.display());
@@ -117,12 +124,11 @@ fn tell(record: &Record, class: &Class) -> String {
 }
 
 fn next(record: &Record, class: &Class) -> String {
+    let next = class.next.replace("-ID", &format!("-{}", record.id));
     match record.outcome.as_str() {
-        "recovered" => format!("Nothing at once. {}", class.next),
-        "failed" | "manual" => {
-            format!("{} When it is repaired: pg-recover reset --cluster {}", class.next, record.cluster)
-        }
-        _ => class.next.to_string(),
+        "recovered" => format!("Nothing at once. {next}"),
+        "failed" | "manual" => format!("{next} When it is repaired: pg-recover reset --cluster {}", record.cluster),
+        _ => next,
     }
 }
 
@@ -219,6 +225,8 @@ mod tests {
             failed.contains("pg-recover reset --cluster 16/main") && failed.contains("target 30s missed"),
             "{failed}"
         );
+        let story = tell(&record("C1", "recovered", 900), fault::class("C1"));
+        assert!(story.contains("the file .broken-20261122T015732Z-16-main-4711 beside it"), "{story}");
     }
 
     #[test]

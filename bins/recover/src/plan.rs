@@ -418,6 +418,25 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_on_by_itself_is_told_as_it_was_seen() {
+        let starting = |moves, waits_for_wal, stopped_by_us| Facts {
+            connection: Err(Refusal::Starting("x".into())),
+            moves,
+            waits_for_wal,
+            stopped_by_us,
+            ..well()
+        };
+        for (facts, seen) in [
+            (starting(true, false, false), "its startup process moves"),
+            (starting(false, true, false), "its startup process waits for WAL from elsewhere"),
+            (starting(false, false, true), "it begins to run after it was stopped to be repaired"),
+        ] {
+            let diagnosis = diagnose(&facts, &Config::default(), "16/main");
+            assert_eq!((diagnosis.fault, diagnosis.evidence.last().map(String::as_str)), (Fault::Moving, Some(seen)));
+        }
+    }
+
+    #[test]
     fn a_clean_stop_is_respected_until_the_checks_ask() {
         assert_eq!(decide(&stopped(), &[]), ("O1", vec![]));
         assert_eq!(decide(&Facts { obstacles: obstacle("S7"), ..stopped() }, &[]), ("O1", vec![]));
