@@ -50,6 +50,11 @@ impl Stamp {
     }
 }
 
+/// Seconds since 1970 of `2026-11-22T01:57:32Z`.
+pub fn seconds_of(rfc3339: &str) -> Option<i64> {
+    OffsetDateTime::parse(rfc3339, &Rfc3339).ok().map(OffsetDateTime::unix_timestamp)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,5 +77,7 @@ mod tests {
     #[test]
     fn names_sort_by_age() {
         assert_eq!(stamp(0.0, 0.0, "").compact(), "19700101T000000Z");
+        assert_eq!(seconds_of(&stamp(86_400.0, 0.0, "").rfc3339()), Some(86_400));
+        assert_eq!(seconds_of("yesterday"), None);
     }
 }

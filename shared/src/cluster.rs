@@ -43,6 +43,8 @@ pub struct Cluster {
     pub log_file: Option<PathBuf>,
     /// The clusters of postgresql-common have a start.conf and are grouped by postgresql.service.
     pub is_debian: bool,
+    /// False when its volume did not answer in time: what lies there, such as the settings of ALTER SYSTEM, is missing here.
+    pub is_whole: bool,
     settings: HashMap<String, String>,
 }
 
@@ -180,6 +182,7 @@ impl Cluster {
             bin_directory,
             log_file: Some(log_file),
             is_debian: true,
+            is_whole: false,
             settings,
         };
         Some(cluster.finished())
@@ -219,6 +222,7 @@ impl Cluster {
             bin_directory: entry.bin_directory.clone().unwrap_or_default(),
             log_file: entry.log_file.clone(),
             is_debian: false,
+            is_whole: false,
             settings,
         };
         Ok(cluster.finished())
@@ -230,6 +234,7 @@ impl Cluster {
         let mut cluster = self.clone();
         let look = move || {
             cluster.finish();
+            cluster.is_whole = true;
             cluster
         };
         deadline::within(&self.data_directory, PATIENCE, look).unwrap_or(self)
@@ -401,5 +406,13 @@ mod tests {
         assert_eq!(found[1].unit, "postgresql@15-main.service");
         assert_eq!(found[1].tcp_addresses(), ["127.0.0.1", "::1"]);
         assert_eq!(found[1].setting("work_mem"), Some("8MB"));
+        assert!(found.iter().all(|c| c.is_whole));
+
+        // Somebody waits for the volume of the first one.
+        let (answer, wait) = std::sync::mpsc::channel::<()>();
+        deadline::within(&root.join("15/a-b/data"), Duration::ZERO, move || wait.recv().is_ok());
+        let found = Cluster::discover_in(&root, &Config::default()).unwrap();
+        assert_eq!(found.iter().map(|c| c.is_whole).collect::<Vec<_>>(), [false, true]);
+        drop(answer);
     }
 }

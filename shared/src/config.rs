@@ -12,6 +12,9 @@ use serde::{Deserialize, Deserializer};
 use crate::error::{Error, Result};
 
 pub const DEFAULT_PATH: &str = "/etc/pg-recovery/config.toml";
+/// What each of the times in `[recover]` may be at most, so that pg-recovery.service does not end a recovery that waits
+/// for all of them (TimeoutStartSec=).
+pub const LONGEST_STEP: Duration = Duration::from_secs(300);
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
@@ -306,12 +309,20 @@ impl Config {
             ("watchdog.heartbeat", w.heartbeat, "100ms", "60s"),
             ("watchdog.connect_every", w.connect_every, "100ms", "60s"),
             ("watchdog.answer_timeout", w.answer_timeout, "100ms", "60s"),
-            ("recover.start_timeout", r.start_timeout, "1s", "1d"),
-            ("recover.fast_stop_timeout", r.fast_stop_timeout, "1s", "1h"),
-            ("recover.immediate_stop_timeout", r.immediate_stop_timeout, "1s", "1h"),
         ] {
             if parse_duration(least).is_some_and(|d| value < d) || parse_duration(most).is_some_and(|d| value > d) {
                 return refuse(key, format!("must be between {least} and {most}"));
+            }
+        }
+        for (key, value) in [
+            ("recover.start_timeout", r.start_timeout),
+            ("recover.fast_stop_timeout", r.fast_stop_timeout),
+            ("recover.immediate_stop_timeout", r.immediate_stop_timeout),
+        ] {
+            if value < Duration::from_secs(1) || value > LONGEST_STEP {
+                let why =
+                    "must be between 1s and 5min: systemd ends pg-recovery.service when all steps together take longer";
+                return refuse(key, why.into());
             }
         }
         for (key, warn, fail) in [
@@ -549,7 +560,8 @@ mod tests {
             ("[watchdog]\nheartbeat = \"0s\"", "line 2, key watchdog.heartbeat"),
             ("[watchdog]\nrestart_window = \"0s\"", "line 2, key watchdog.restart_window"),
             ("[recover]\nimmediate_stop_timeout = \"0s\"", "line 2, key recover.immediate_stop_timeout"),
-            ("[recover]\nfast_stop_timeout = \"30d\"", "line 2, key recover.fast_stop_timeout"),
+            ("[recover]\nfast_stop_timeout = \"301s\"", "line 2, key recover.fast_stop_timeout"),
+            ("[recover]\nstart_timeout = \"1h\"", "line 2, key recover.start_timeout"),
             ("[recover]\nmax_attempts = 0", "line 2, key recover.max_attempts"),
             ("[[cluster]]\nname = \"16-red\"\nunit = \"x\"", "line 2, key cluster 16/red"),
         ] {

@@ -13,7 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Stamp;
-use crate::state;
+use crate::{fault, state};
 
 const LIMIT: u64 = 1 << 20;
 
@@ -36,6 +36,23 @@ pub struct Record {
     pub started: String,
     pub finished: String,
     pub downtime_ms: u64,
+    /// Was it over in the time that a fault of this class may take (`fault`)? `None` for what was left alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_met: Option<bool>,
+}
+
+impl Record {
+    /// Ends it and adds it to the history.
+    pub fn close(&mut self, outcome: &str, downtime: Duration) {
+        self.outcome = outcome.into();
+        self.finished = Stamp::now().rfc3339();
+        self.downtime_ms = downtime.as_millis() as u64;
+        self.target_met = match outcome {
+            "declined" => None,
+            outcome => Some(outcome == "recovered" && downtime <= fault::class(&self.fault).priority.target()),
+        };
+        append(self);
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -45,6 +62,12 @@ pub struct StepRecord {
     pub outcome: String,
     pub ms: u64,
     pub why: String,
+    /// Class of the fault that it was for, where that is known.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub fault: String,
+    /// Which of several alternatives it was.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub of: String,
 }
 
 /// `20261122T015732Z-16-main-4711`: sorts by age, and no other recovery of this host has it.

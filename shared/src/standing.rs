@@ -34,7 +34,19 @@ pub struct Verdict {
     pub stopped_by_us: bool,
     /// Class of the fault that was handed over last; an alarm is raised once for each.
     pub handed_over: String,
+    /// The server answered in spite of the last fault: that it was seen to answer since says nothing about that one.
+    pub answered: bool,
+    /// When a person last said that the cause is repaired: how earlier tries ended says nothing any more.
+    pub reset: String,
     pub at: Stamp,
+}
+
+impl Verdict {
+    /// The cluster was well after this was written. `seen` is when it last answered.
+    pub fn is_past(&self, seen: Option<&Stamp>, config: &Config, now: &Stamp) -> bool {
+        let is_open = self.answered && now.since(&self.at) < config.watchdog.quiet;
+        !is_open && seen.is_some_and(|seen| seen.is_after(&self.at))
+    }
 }
 
 pub fn verdict(cluster: &str) -> State<Verdict> {
@@ -196,6 +208,20 @@ fn running_manager(cluster: &Cluster) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_answers_in_spite_of_its_fault_is_not_seen_to_be_well() {
+        let at = |boot: f64| Stamp { wall: 1e9 + boot, boot, boot_id: "a".into() };
+        let config = Config::default();
+        let is_past = |answered, seen: Option<f64>, now| {
+            let verdict = Verdict { answered, at: at(100.0), ..Verdict::default() };
+            verdict.is_past(seen.map(at).as_ref(), &config, &at(now))
+        };
+        assert!(is_past(false, Some(101.0), 102.0));
+        assert!(!is_past(false, Some(99.0), 102.0) && !is_past(false, None, 102.0));
+        assert!(!is_past(true, Some(101.0), 102.0), "it answered all the time");
+        assert!(is_past(true, Some(3700.0), 3701.0), "nobody has found anything for an hour");
+    }
 
     fn unit(load: &str, file_state: &str) -> UnitState {
         UnitState { load: load.into(), file_state: file_state.into(), ..UnitState::default() }

@@ -47,6 +47,21 @@ facts_on_both_suites! {
         assert!(host.is_alive(session), "a session was lost");
     }
 
+    fn a_postmaster_stopped_while_it_is_being_started_is_continued(host: Host) {
+        let ledger = ledger_of(&host);
+        host.sh("systemctl stop pg-watchdog");
+        // Some crash recovery makes the start last.
+        faults::h2_long_crash_recovery::inject_by_kill(&host, 2);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        host.start("pg-recovery.service");
+        host.wait_until("a postmaster is there", SOON, || host.file(&format!("{}/postmaster.pid", host.data_directory())).exists());
+        faults::p2_postmaster_stopped::inject(&host);
+        // Not after start_timeout, a minute.
+        ledger.wait_for_commits_within(50, Duration::from_secs(40));
+        ledger.stop_and_check().assert_nothing_lost();
+        host.journal_of("pg-recover").says("its postmaster was stopped by a signal");
+    }
+
     fn all_processes_stopped_are_continued(host: Host) {
         let ledger = ledger_of(&host);
         let postmaster = host.postmaster_pid();

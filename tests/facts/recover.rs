@@ -19,6 +19,19 @@ fn later(host: &Host) -> serde_json::Value {
     serde_json::json!({"wall": 4e9, "boot": 4e9, "boot_id": boot_id.trim()})
 }
 
+/// Changes what pg-watchdog has recorded about the main cluster.
+fn change_evidence(host: &Host, key: &str, value: &serde_json::Value) {
+    for path in [
+        format!("/run/pg-recovery/evidence/{}-main.json", host.version()),
+        format!("/var/lib/pg-recovery/evidence/{}-main/evidence.json", host.version()),
+    ] {
+        let file = host.file(&path);
+        let mut evidence: serde_json::Value = serde_json::from_str(&file.read()).expect("it is JSON");
+        evidence[key] = value.clone();
+        file.write(evidence.to_string());
+    }
+}
+
 /// The checks have found it down three times.
 fn asked_by_checks(host: &Host) {
     let name = format!("/var/lib/pg-recovery/health/{}-main.json", host.version());
@@ -88,7 +101,7 @@ facts_on_both_suites! {
         assert_eq!(recover(&host), 0);
         assert!(host.is_accepting());
         let record = host.recoveries().pop().expect("it is on record");
-        for key in ["id", "cluster", "fault", "detected_by", "evidence", "steps", "outcome", "started", "finished", "downtime_ms"] {
+        for key in ["id", "cluster", "fault", "detected_by", "evidence", "steps", "outcome", "started", "finished", "downtime_ms", "target_met"] {
             assert!(!record[key].is_null(), "{key}: {record:#}");
         }
         assert_eq!(record["steps"].as_array().map(Vec::len), Some(2), "start and verify: {record:#}");
@@ -282,7 +295,8 @@ facts_on_both_suites! {
         assert_eq!(recover(&host), 0);
         assert!(host.is_accepting());
         let history = host.sh("pg-recover history");
-        assert_eq!(history.lines().count(), 4, "{history}");
+        assert_eq!(history.lines().filter(|line| line.contains(&host.cluster())).count(), 4, "{history}");
+        assert!(history.contains("P1: 1 healed of 4, median time "), "{history}");
     }
 
     fn a_recovery_that_does_not_hold_counts_like_one_that_failed(host: Host) {
@@ -308,18 +322,72 @@ facts_on_both_suites! {
         assert!(host.is_accepting());
     }
 
+    fn a_recovery_is_explained_to_whoever_asks(host: Host) {
+        alone(&host);
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        assert_eq!(recover(&host), 0);
+        let record = host.recoveries().pop().expect("on record");
+        let id = record["id"].as_str().expect("an id");
+        // Without an ID it is the last one, and nobody needs to be root for it.
+        for command in [format!("pg-recover explain {id}"), "runuser -u nobody pg-recover explain".into()] {
+            let story = host.sh(&command);
+            for part in [
+                id,
+                "pg-recover found that cluster",
+                "- no postmaster runs",
+                "P1 (priority 0)",
+                "1. start: ok",
+                "2. verify: ok",
+                "How it ended: recovered",
+                "target 30s met",
+                "What is left to do",
+            ] {
+                assert!(story.contains(part), "no {part:?} in\n{story}");
+            }
+        }
+        let story = host.json(&format!("pg-recover explain {id} --json"));
+        assert_eq!((&story["fault"], &story["priority"], &story["target_met"]), (&"P1".into(), &0.into(), &true.into()));
+        assert!(story["rule"].is_string() && story["next"].is_string(), "{story:#}");
+    }
+
+    fn a_repair_that_failed_five_times_rests_until_somebody_resets(host: Host) {
+        host.psql("CREATE TABLE t (id int)");
+        alone(&host);
+        host.configure("[recover]\nmax_attempts = 100\n");
+        let path = faults::s7_data_directory_permissions::inject_mode_of_a_table(&host, "t");
+        host.sh(&format!("chattr +i {path}"));
+        let ends: Vec<i32> = (0..6).map(|_| recover(&host)).collect();
+        host.sh(&format!("chattr -i {path}"));
+        assert_eq!(ends, [1, 1, 1, 1, 1, 69]);
+        host.journal_of("pg-recover").says("restore-mode failed 5 times in a row, and is not tried again within 1h of");
+        assert_eq!(plan(&host)["plan"], serde_json::json!([]));
+        host.sh("pg-recover reset");
+        assert_eq!(recover(&host), 0);
+        assert_eq!(host.psql("SELECT count(*) FROM t"), "0");
+    }
+
+    fn a_file_that_cannot_be_mended_under_a_running_server_is_a_persons_after_three_tries(host: Host) {
+        host.psql("CREATE TABLE t (id int)");
+        alone(&host);
+        // It answers all the time, and pg-watchdog sees that.
+        change_evidence(&host, "at", &later(&host));
+        // Nobody changes its mode now, not even its owner.
+        let path = faults::s7_data_directory_permissions::inject_mode_of_a_table(&host, "t");
+        host.sh(&format!("chattr +i {path}"));
+        let ends: Vec<i32> = (0..4).map(|_| recover(&host)).collect();
+        host.sh(&format!("chattr -i {path}"));
+        assert_eq!(ends, [1, 1, 1, 0]);
+        let said = host.journal_of("pg-recover");
+        assert_eq!(said.count("3 recoveries in a row failed"), 1, "{said}");
+        said.says("was handed over: manual intervention required");
+        assert!(host.is_accepting());
+    }
+
     fn commits_that_are_missing_after_a_recovery_are_for_a_person_at_once(host: Host) {
         alone(&host);
         // As if the server had once flushed a terabyte more than it has now.
-        for path in [
-            format!("/run/pg-recovery/evidence/{}-main.json", host.version()),
-            format!("/var/lib/pg-recovery/evidence/{}-main/evidence.json", host.version()),
-        ] {
-            let file = host.file(&path);
-            let mut evidence: serde_json::Value = serde_json::from_str(&file.read()).expect("it is JSON");
-            evidence["flush_lsn"] = (1u64 << 40).into();
-            file.write(evidence.to_string());
-        }
+        change_evidence(&host, "flush_lsn", &(1u64 << 40).into());
         let postmaster = faults::p2_postmaster_stopped::inject(&host);
         assert_eq!(recover(&host), 1);
         host.journal_of("pg-recover").says("had been flushed: commits are missing").says("manual intervention required");
@@ -495,6 +563,8 @@ facts_on_both_suites! {
         refused("pg-recover --cluster 9/nope", 64, &["cannot find cluster 9/nope", "HINT"]);
         refused("pg-recover --force", 64, &["--force"]);
         refused("pg-recover frobnicate", 64, &["frobnicate"]);
+        refused("pg-recover explain", 64, &["cannot find any recovery", "pg-recover history"]);
+        refused("pg-recover explain 20200101T000000Z-9-nope-1", 64, &["20200101T000000Z-9-nope-1", "HINT"]);
         refused("pg-recover pause 3fortnights", 64, &["is not a time"]);
         refused("pg-recover --config /nonexistent.toml", 78, &["/nonexistent.toml"]);
         refused("runuser -u postgres -- pg-recover", 77, &["needs root"]);

@@ -54,7 +54,10 @@ impl Actor<'_> {
             Step::CreateSocketDirectory => self.create_socket_directory(),
             Step::ReleaseBallast => self.release_ballast(),
             Step::RestoreControlFile => self.restore_control_file(facts),
-            Step::RestoreMode => self.restore_mode(),
+            Step::RestoreMode => {
+                memory.wrong_modes.take();
+                self.restore_mode()
+            }
             Step::RestoreConfiguration { restore, set_aside } => self.restore_configuration(restore, set_aside),
             Step::Start => self.start(memory),
         }
@@ -234,7 +237,7 @@ impl Actor<'_> {
             } else {
                 exchange(&temporary, &path, &theirs)
             };
-            std::fs::remove_file(&temporary)?;
+            remove_known(&temporary, &[&bytes, &theirs])?;
             placed?;
             Ok(state::sync_folder(data)?)
         })??;
@@ -265,7 +268,7 @@ impl Actor<'_> {
             return Err(Error::failed("processes of the cluster run meanwhile"));
         }
         let folder = evidence::directory(&cluster.name()).join(self.id);
-        control_file::put_back(cluster, facts::recorded(cluster).as_ref(), postmaster, &folder)
+        control_file::put_back(cluster, evidence::load(&cluster.name()).as_ref(), postmaster, &folder)
     }
 
     fn create_socket_directory(&self) -> Result<String> {
@@ -288,7 +291,7 @@ impl Actor<'_> {
         let path = &self.cluster.data_directory;
         // The configuration, which the owner can write, says where the data directory is; root believes only the record
         // of where a server of this user was seen to run.
-        let recorded = facts::recorded(self.cluster)
+        let recorded = evidence::load(&self.cluster.name())
             .filter(|e| e.data_directory == *path && e.uid == owner.uid.as_raw())
             .ok_or_else(|| {
                 Error::failed(format!("it was never recorded how {} was while the server ran", path.display()))
@@ -395,7 +398,7 @@ impl Actor<'_> {
 
     fn start(&self, memory: &mut Memory) -> Result<String> {
         let cluster = self.cluster;
-        let obstacles = prestart::obstacles(cluster, facts::recorded(cluster).as_ref())?;
+        let obstacles = prestart::obstacles(cluster, evidence::load(&cluster.name()).as_ref())?;
         if let Some(obstacle) = obstacles.first() {
             return Err(Error::failed(format!("not started: {}", obstacle.message)));
         }
@@ -425,11 +428,22 @@ impl Actor<'_> {
                     moved = Instant::now();
                 }
                 let waited = format!("after {}s: {last}", began.elapsed().as_secs());
+                // It does not answer and it is stopped: the next look has it told to go on, unless somebody holds it on purpose.
+                if last.is_silence() && family.postmaster.as_ref().is_some_and(Process::is_stopped) {
+                    return Err(Error::failed(format!("its postmaster was stopped by a signal {waited}")));
+                }
+                if began.elapsed() > self.config.recover.start_timeout {
+                    if facts::startup_waits(&family) {
+                        return Err(Error::failed(format!(
+                            "it waits for WAL from elsewhere, leaving it alone {waited}"
+                        )));
+                    }
+                    if moved.elapsed() > facts::STARTUP_IS_STUCK {
+                        return Err(Error::failed(format!("no answer {waited}")));
+                    }
+                }
                 if began.elapsed() > LONG_RECOVERY {
                     return Err(Error::failed(format!("crash recovery still moves, leaving it alone {waited}")));
-                }
-                if began.elapsed() > self.config.recover.start_timeout && moved.elapsed() > facts::STARTUP_IS_STUCK {
-                    return Err(Error::failed(format!("no answer {waited}")));
                 }
             }
             std::thread::sleep(Duration::from_millis(30));
@@ -453,6 +467,18 @@ fn exchange(temporary: &Path, path: &Path, expected: &[u8]) -> Result<()> {
     }
     swap()?;
     Err(Error::failed(format!("{} changed while it was replaced; it was put back", path.display())))
+}
+
+/// Removes what was left over of an exchange. A third file, which could not be put back, is somebody's and stays.
+fn remove_known(path: &Path, known: &[&[u8]]) -> Result<()> {
+    let found = state::read(path, 8192)?;
+    if !known.contains(&found.as_slice()) {
+        return Err(Error::failed(format!(
+            "a lock file of somebody else could not be put back; it is {}",
+            path.display()
+        )));
+    }
+    Ok(std::fs::remove_file(path)?)
 }
 
 /// `postgresql.conf` -> `postgresql.conf.broken-ID`; include_dir reads only names that end in `.conf`.
@@ -482,4 +508,33 @@ fn send_to(process: &Process, how: Signal) -> Result<()> {
 
 fn send(pidfd: &Pidfd, process: &Process, how: Signal) -> Result<()> {
     pidfd.send(how).map_err(|e| Error::failed(format!("could not send {how} to PID {}: {}", process.pid, e.desc())))
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::config::{LONGEST_STEP, parse_duration};
+
+    use super::*;
+
+    #[test]
+    fn the_longest_recovery_that_may_be_configured_fits_its_unit() {
+        let unit = include_str!("../../../units/pg-recovery.service");
+        let limit =
+            unit.lines().find_map(|line| line.strip_prefix("TimeoutStartSec=")).and_then(parse_duration).unwrap();
+        // Both stops, a crash recovery that moves, and then the wait for it; what else a run does takes seconds.
+        let longest = 3 * LONGEST_STEP + LONG_RECOVERY;
+        assert!(longest + Duration::from_secs(120) <= limit, "{longest:?} in {limit:?}");
+    }
+
+    #[test]
+    fn a_lock_file_that_is_not_known_is_never_removed() {
+        let path = std::env::temp_dir().join(format!("pg-recovery-known-{}", std::process::id()));
+        std::fs::write(&path, "third").unwrap();
+        let (ours, theirs): (&[u8], &[u8]) = (b"ours", b"theirs");
+        assert!(remove_known(&path, &[ours, theirs]).unwrap_err().message.contains("could not be put back"));
+        assert!(path.exists());
+        std::fs::write(&path, "theirs").unwrap();
+        remove_known(&path, &[ours, theirs]).unwrap();
+        assert!(!path.exists());
+    }
 }

@@ -80,7 +80,7 @@ impl Fault {
             Fault::Well => "it runs and answers",
             Fault::LeftAlone(why) => return format!("it {why}, leaving it alone"),
             Fault::Settling => "systemd or the server itself is at work on it; leaving it alone",
-            Fault::Moving => "it is starting, stopping, replaying WAL or busy, and moves; leaving it alone",
+            Fault::Moving => "it is starting, stopping, replaying WAL or busy; leaving it alone",
             Fault::StoppedOnPurpose => "it was stopped on purpose, leaving it alone",
             Fault::Down => "it was stopped cleanly although it is meant to run",
             Fault::Killed => "the postmaster is dead",
@@ -130,6 +130,7 @@ pub fn diagnose(facts: &Facts, config: &Config, cluster: &str) -> Diagnosis {
     } else {
         down(facts, config, cluster, &mut evidence)
     };
+    evidence.extend(facts.learnt.resting(fault.class()));
     Diagnosis { fault, evidence }
 }
 
@@ -184,8 +185,13 @@ fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
             }
             _ => Fault::Well,
         },
-        Err(Refusal::Starting(_)) if facts.moves || facts.stopped_by_us => {
-            evidence.push("its startup process moves".into());
+        Err(Refusal::Starting(_)) if facts.moves || facts.waits_for_wal || facts.stopped_by_us => {
+            let seen = match () {
+                () if facts.waits_for_wal => "its startup process waits for WAL from elsewhere",
+                () if facts.moves => "its startup process moves",
+                () => "it begins to run after it was stopped to be repaired",
+            };
+            evidence.push(seen.into());
             Fault::Moving
         }
         Err(Refusal::Starting(_)) => {
@@ -201,14 +207,17 @@ fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
             Fault::NotOurs("S5")
         }
         Err(_) if silent && facts.moves => {
-            evidence.push("it took each connection in, so it is busy, not hung".into());
+            evidence.push("it takes each connection in, so it moves and is busy, not hung".into());
             Fault::Moving
         }
         Err(_) if silent && postmaster.state == 'S' => {
             evidence.push("three connections did not wake it".into());
             Fault::Hung
         }
-        Err(Refusal::NoSocket | Refusal::Refused) if is_starting(facts) => Fault::Moving,
+        Err(Refusal::NoSocket | Refusal::Refused) if is_starting(facts) => {
+            evidence.push("its lock file says that it is starting".into());
+            Fault::Moving
+        }
         Err(Refusal::NoSocket) => Fault::NotOurs("P12"),
         Err(_) => Fault::Unknown,
     }

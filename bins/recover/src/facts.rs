@@ -1,25 +1,29 @@
 //! What is known about one cluster at one moment. Looking changes nothing.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::AtFlags;
 use nix::unistd::{AccessFlags, faccessat};
 use shared::client::{self, Refusal, Session, Target};
+use shared::clock::Stamp;
 use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::control::{Control, ControlError};
 use shared::evidence::{self, Evidence};
+use shared::exit::Code;
 use shared::modes;
 use shared::pidfile::LockFile;
 use shared::point::{self, Copy};
 use shared::prestart::{self, Obstacle};
 use shared::process::{self, Family, Identity, Process};
-use shared::standing::{self, Standing};
+use shared::standing::{self, Standing, Verdict};
 use shared::unit::UnitState;
-use shared::{Result, ballast, command, health};
+use shared::{Error, Result, ballast, command, health, record};
 
+use crate::learn::Lessons;
 use crate::{control_file, server_log};
 
 /// Settings that are not put back to what they were: where the data is, and what makes a commit durable. A person who
@@ -70,6 +74,8 @@ pub struct Facts {
     pub connection: Result<(), Refusal>,
     /// Does the process that has to move (startup process, postmaster) move? Only looked at when nobody is let in.
     pub moves: bool,
+    /// The startup process waits for WAL from a primary or an archive: there is nothing to be moved by a restart.
+    pub waits_for_wal: bool,
     /// Somebody has hold of its processes on purpose; reads on from "it ".
     pub held: Option<&'static str>,
     /// Why a start is not safe; only looked at when no postmaster runs.
@@ -92,6 +98,8 @@ pub struct Facts {
     pub waited: bool,
     /// This run has tried to start it.
     pub started_by_us: bool,
+    /// How steps ended in earlier recoveries.
+    pub learnt: Lessons,
 }
 
 /// The configuration as the server would read it at its next start, against the last one it was seen to run with.
@@ -117,6 +125,36 @@ pub struct Memory {
     pub stopped_by_us: bool,
     pub started: bool,
     pub waited: bool,
+    /// All files were looked at, which takes a while, and no mode was changed since.
+    pub wrong_modes: OnceCell<Vec<PathBuf>>,
+    pub learnt: Lessons,
+}
+
+impl Memory {
+    /// What earlier runs have left.
+    pub fn of(cluster: &str, verdict: &Verdict) -> Memory {
+        let now = Stamp::now().wall as i64;
+        let learnt = Lessons::of(&record::all(), cluster, &verdict.reset, now);
+        Memory { stopped_by_us: verdict.stopped_by_us, learnt, ..Memory::default() }
+    }
+}
+
+/// The cluster with all that lies on its volume: nothing is decided on half of it, so a slow disk is waited for.
+pub fn whole(cluster: &Cluster, config: &Config, patience: Duration) -> Result<Cluster> {
+    let (name, began) = (cluster.name(), Instant::now());
+    let mut found = cluster.clone();
+    if !found.is_whole {
+        log::warn!(PG_CLUSTER = name; "cluster {name}: its volume does not answer in time; looking again");
+    }
+    while !found.is_whole {
+        if began.elapsed() > patience {
+            let what = format!("cannot look at cluster {name}: {} does not answer", found.data_directory.display());
+            return Err(Error::with(Code::Unavailable, what).hint("Look at the volume that it is on."));
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        found = Cluster::select(config, std::slice::from_ref(&name))?.remove(0);
+    }
+    Ok(found)
 }
 
 pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts> {
@@ -148,9 +186,11 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
     let before = switches(&family);
     let running = if lock_file_lost { &LockFile::Missing } else { &lock_file };
     let mut connection = connect(cluster, config, running, patience);
+    let is_starting = matches!(connection, Err(Refusal::Starting(_)));
+    // A standby that lets nobody in (hot_standby = off) waits for WAL for as long as there is none.
+    let waits_for_wal = is_starting && (is_standby(cluster)? || startup_waits(&family));
     let moves = match &connection {
-        // A standby that lets nobody in (hot_standby = off) waits for WAL for as long as there is none.
-        Err(Refusal::Starting(_)) => is_standby(cluster)? || startup_moves(&family, STARTUP_IS_STUCK),
+        Err(Refusal::Starting(_)) => !waits_for_wal && startup_moves(&family, STARTUP_IS_STUCK),
         Err(refusal) if refusal.is_silence() && !stopped => {
             // A connection wakes a living postmaster, however busy the host is; three of them, over ten seconds.
             for _ in 0..2 {
@@ -189,16 +229,13 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         saved_lock_file: saved_lock_file(cluster, &family),
         held,
         // Many files take a while, and a server that does not answer has another fault.
-        wrong_modes: if down || connection.is_ok() {
-            modes::wrong(&cluster.data_directory, &cluster.owner)?
-        } else {
-            Vec::new()
-        },
+        wrong_modes: if down || connection.is_ok() { wrong_modes(cluster, memory)? } else { Vec::new() },
         asked_by_checks: asked_by_checks(cluster, config, evidence.as_ref()),
         socket_directory: socket_directory(cluster),
         ballast: if down { ballast::size(cluster)? } else { 0 },
         stopped_by_us: memory.stopped_by_us,
         started_by_us: memory.started,
+        learnt: memory.learnt.clone(),
         waited: memory.waited,
         lock_file_lost,
         lock_file_was_lost: log.contains("data directory lock file is invalid"),
@@ -212,9 +249,18 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         control_copy,
         connection,
         moves,
+        waits_for_wal,
         obstacles,
         configuration,
     })
+}
+
+fn wrong_modes(cluster: &Cluster, memory: &Memory) -> Result<Vec<PathBuf>> {
+    if let Some(known) = memory.wrong_modes.get() {
+        return Ok(known.clone());
+    }
+    let found = modes::wrong(&cluster.data_directory, &cluster.owner)?;
+    Ok(memory.wrong_modes.get_or_init(|| found).clone())
 }
 
 /// pg-health-check has counted enough failures, and pg-watchdog has not seen the cluster well since.
@@ -248,20 +294,20 @@ pub fn serves_others(refusal: &Refusal) -> bool {
     matches!(refusal, Refusal::NotAllowed(_)) || matches!(refusal, Refusal::Server(code, _) if code == "3D000")
 }
 
+pub fn startup_waits(family: &Family) -> bool {
+    family.children.iter().any(|p| p.title().contains(": startup waiting for"))
+}
+
 /// Crash recovery moves when the startup process uses CPU time or shows another WAL segment in its title.
 pub fn startup_moves(family: &Family, patience: Duration) -> bool {
     let Some(startup) = family.children.iter().find(|p| p.title().contains(": startup")) else {
         // The postmaster has not started it yet, or it has just ended: that is movement too.
         return family.postmaster.is_some();
     };
-    if startup.title().contains("startup waiting for") {
-        // For WAL from a primary or an archive: there is nothing to be moved by a restart.
-        return true;
-    }
     let mark = |process: &Process| (process.cpu, process.title());
     let before = mark(startup);
-    let deadline = std::time::Instant::now() + patience;
-    while std::time::Instant::now() < deadline {
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(100));
         match startup.again() {
             Some(now) if mark(&now) == before => {}
@@ -401,11 +447,6 @@ fn check(cluster: &Cluster) -> Result<Option<String>, String> {
         Ok(out) => Ok(Some(out.stderr.trim().to_string())),
         Err(e) => Err(format!("could not run postgres -C: {e}")),
     }
-}
-
-/// The evidence that pg-watchdog recorded while the cluster was well.
-pub fn recorded(cluster: &Cluster) -> Option<Evidence> {
-    evidence::load(&cluster.name())
 }
 
 #[cfg(test)]

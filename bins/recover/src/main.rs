@@ -4,11 +4,14 @@ mod act;
 mod control_file;
 mod diagnosis;
 mod facts;
+mod history;
+mod learn;
 mod operator;
 mod plan;
 mod recovery;
 mod report;
 mod server_log;
+mod turns;
 mod verify;
 
 use std::process::ExitCode;
@@ -25,7 +28,8 @@ Usage: pg-recover [OPTION]... [--plan]
        pg-recover pause [DURATION] [REASON]   leave everything alone for a while (1h by default)
        pg-recover resume                      end the pause
        pg-recover reset                       try again after \"manual intervention required\"
-       pg-recover history                     what was done so far
+       pg-recover history                     what was done so far, and how often it helped
+       pg-recover explain [ID]                one of these recoveries as a story; the last one without an ID
 
 Options:
   --plan               say what would be done, and do nothing
@@ -50,7 +54,8 @@ fn run() -> Result<Code> {
         Some("pause") => operator::pause(&args.words[1..], &args.clusters),
         Some("resume") => operator::resume(&args.clusters),
         Some("reset") => operator::reset(&clusters),
-        Some("history") => operator::history(&args.clusters, args.json),
+        Some("history") => history::list(&args.clusters, args.json),
+        Some("explain") => history::explain(&args.words[1..], &args.clusters, args.json),
         Some(word) => Err(Error::usage(format!("unknown command \"{word}\"")).hint("Try --help.")),
     }
 }

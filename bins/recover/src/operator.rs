@@ -1,4 +1,4 @@
-//! What a person says to the healing: pause, resume, reset; and what it has done so far.
+//! What a person says to the healing: pause, resume, reset.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use shared::config::parse_duration;
 use shared::exit::Code;
 use shared::pause::{self, Pause};
 use shared::standing::{self, Verdict};
-use shared::{Error, Result, record};
+use shared::{Error, Result};
 
 /// Nobody means a pause of more than a month.
 const LONGEST: Duration = Duration::from_secs(31 * 86_400);
@@ -63,35 +63,10 @@ pub fn reset(clusters: &[Cluster]) -> Result<Code> {
     need_root()?;
     for cluster in clusters {
         let mut verdict = standing::verdict(&cluster.name());
-        verdict.value = Verdict::default();
+        verdict.value = Verdict { reset: Stamp::now().rfc3339(), ..Verdict::default() };
         verdict.save().map_err(|e| Error::failed(format!("could not reset cluster {}: {e}", cluster.name())))?;
         log::warn!(PG_CLUSTER = cluster.name(); "reset: failed recoveries are forgotten, the next one may act");
     }
-    Ok(Code::Ok)
-}
-
-pub fn history(clusters: &[String], json: bool) -> Result<Code> {
-    let records = record::all().into_iter().filter(|r| clusters.is_empty() || clusters.contains(&r.cluster));
-    let mut text = String::new();
-    for record in records {
-        if json {
-            text.push_str(&serde_json::to_string(&record).map_err(std::io::Error::other)?);
-            text.push('\n');
-            continue;
-        }
-        let steps: Vec<String> = record.steps.iter().map(|s| format!("{} {}", s.step, s.outcome)).collect();
-        text.push_str(&format!(
-            "{}  {}  {}  {}  {}ms  by {}  {}\n",
-            record.started,
-            record.cluster,
-            record.fault,
-            record.outcome,
-            record.downtime_ms,
-            record.detected_by,
-            steps.join(", ")
-        ));
-    }
-    shared::log::print(&text)?;
     Ok(Code::Ok)
 }
 

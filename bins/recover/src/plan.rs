@@ -3,7 +3,7 @@
 //! After each step the cluster is looked at again and the plan is made anew, so a plan is what would be done if nothing
 //! changed on the way; a run that was killed at any step goes on from what it finds.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -68,6 +68,21 @@ impl Step {
         }
     }
 
+    /// Which of several alternatives.
+    pub fn of(&self) -> &'static str {
+        match self {
+            Step::RestoreConfiguration { restore, set_aside } => {
+                let all = |kind: fn(&Path) -> bool| restore.iter().chain(set_aside).all(|path| kind(path));
+                match () {
+                    () if all(is_alter_system) => "alter-system",
+                    () if all(is_access) => "access",
+                    () => "settings",
+                }
+            }
+            _ => "",
+        }
+    }
+
     fn risk(&self) -> Risk {
         match self {
             Step::Continue
@@ -95,9 +110,12 @@ fn name<S: serde::Serializer>(step: &Step, s: S) -> Result<S::Ok, S::Error> {
 /// The steps that are left for this diagnosis after those in `tried`, which this run has carried out already. Empty
 /// means that nothing is to be done, or that nothing is left that this program would do.
 pub fn plan(facts: &Facts, diagnosis: &Diagnosis, tried: &[Step]) -> Vec<Planned> {
+    let class = diagnosis.fault.class();
     let steps = ladder(facts, &diagnosis.fault);
     steps
         .into_iter()
+        // What comes after one that rests relies on it.
+        .take_while(|(step, _)| !facts.learnt.rests(class, step.name(), step.of()))
         .filter(|(step, _)| match step {
             // A start that failed is tried again only after something else was done.
             Step::Start => tried.last() != Some(&Step::Start),
@@ -167,38 +185,49 @@ fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
             let restore = (Step::RestoreMode, "exactly what is wrong, to what it was while it ran");
             Some(restore).into_iter().chain(Some(start).filter(|_| facts.family.postmaster.is_none())).collect()
         }
-        Fault::Configuration(class) => restore(facts, class).map_or_else(Vec::new, |step| {
-            vec![(step, "the configuration that it last ran with; the new one is kept beside"), start]
-        }),
+        Fault::Configuration(class) => restore(facts, class).map_or_else(Vec::new, |restore| vec![restore, start]),
     }
 }
 
+fn is_access(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.contains("hba") || name.contains("ident")
+}
+
+fn is_alter_system(path: &Path) -> bool {
+    path.ends_with("postgresql.auto.conf")
+}
+
 /// Which files to put back for a configuration that does not let the server start; the fewest that can be the cause.
-fn restore(facts: &Facts, class: &str) -> Option<Step> {
+/// Those that never helped come last.
+fn restore(facts: &Facts, class: &str) -> Option<(Step, &'static str)> {
     let found = &facts.configuration;
     if !found.has_good || !found.not_ours.is_empty() {
         return None;
     }
-    let is_access = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.contains("hba") || name.contains("ident")
-    };
     let error = found.error.as_deref().unwrap_or_default();
-    let named = |path: &PathBuf| error.contains(&*path.to_string_lossy());
-    let auto = |path: &PathBuf| path.ends_with("postgresql.auto.conf");
-    let pick = |wanted: &dyn Fn(&PathBuf) -> bool| {
+    let named = |path: &Path| error.contains(&*path.to_string_lossy());
+    let pick = |wanted: &&dyn Fn(&Path) -> bool| {
         let of = |files: &[PathBuf]| files.iter().filter(|f| wanted(f)).cloned().collect::<Vec<_>>();
-        (of(&found.changed), of(&found.added))
+        let (restore, set_aside) = (of(&found.changed), of(&found.added));
+        let is_any = !restore.is_empty() || !set_aside.is_empty();
+        is_any.then_some(Step::RestoreConfiguration { restore, set_aside })
     };
-    let choices: &[&dyn Fn(&PathBuf) -> bool] = match class {
+    let choices: &[&dyn Fn(&Path) -> bool] = match class {
         "C2" => &[&is_access],
         "C1" => &[&named, &|f| !is_access(f)],
         // What ALTER SYSTEM wrote first: it was written by a command, not composed by a person.
-        _ => &[&auto, &|f| !is_access(f), &is_access],
+        _ => &[&is_alter_system, &|f| !is_access(f), &is_access],
     };
-    let (restore, set_aside) =
-        choices.iter().map(|wanted| pick(wanted)).find(|(a, b)| !a.is_empty() || !b.is_empty())?;
-    Some(Step::RestoreConfiguration { restore, set_aside })
+    let learnt = &facts.learnt;
+    let mut steps: Vec<Step> = choices.iter().filter_map(pick).collect();
+    steps.retain(|step| !learnt.rests(class, step.name(), step.of()));
+    let hopeful = steps.iter().position(|step| !learnt.is_hopeless(class, step.name(), step.of())).unwrap_or(0);
+    let why = match hopeful {
+        0 => "the configuration that it last ran with; the new one is kept beside",
+        _ => "the configuration that it last ran with; before files that did not help the last three times",
+    };
+    (hopeful < steps.len()).then(|| (steps.swap_remove(hopeful), why))
 }
 
 #[cfg(test)]
@@ -209,12 +238,14 @@ mod tests {
     use shared::pidfile::{LockFile, PidFile};
     use shared::prestart::Obstacle;
     use shared::process::{Family, Identity, Process};
+    use shared::record::{Record, StepRecord};
     use shared::standing::Standing;
     use shared::unit::UnitState;
 
     use super::*;
     use crate::diagnosis::diagnose;
     use crate::facts::Configuration;
+    use crate::learn::Lessons;
 
     fn process(pid: i32, state: char) -> Process {
         Process { pid, parent: 1, comm: "postgres".into(), state, cpu: 1, started: 1 }
@@ -253,6 +284,7 @@ mod tests {
             control_copy: Err("it is not needed".into()),
             connection: Err(Refusal::NoSocket),
             moves: false,
+            waits_for_wal: false,
             held: None,
             obstacles: Vec::new(),
             wrong_modes: Vec::new(),
@@ -265,6 +297,7 @@ mod tests {
             stopped_by_us: false,
             started_by_us: false,
             waited: false,
+            learnt: Lessons::default(),
         }
     }
 
@@ -396,6 +429,25 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_on_by_itself_is_told_as_it_was_seen() {
+        let starting = |moves, waits_for_wal, stopped_by_us| Facts {
+            connection: Err(Refusal::Starting("x".into())),
+            moves,
+            waits_for_wal,
+            stopped_by_us,
+            ..well()
+        };
+        for (facts, seen) in [
+            (starting(true, false, false), "its startup process moves"),
+            (starting(false, true, false), "its startup process waits for WAL from elsewhere"),
+            (starting(false, false, true), "it begins to run after it was stopped to be repaired"),
+        ] {
+            let diagnosis = diagnose(&facts, &Config::default(), "16/main");
+            assert_eq!((diagnosis.fault, diagnosis.evidence.last().map(String::as_str)), (Fault::Moving, Some(seen)));
+        }
+    }
+
+    #[test]
     fn a_clean_stop_is_respected_until_the_checks_ask() {
         assert_eq!(decide(&stopped(), &[]), ("O1", vec![]));
         assert_eq!(decide(&Facts { obstacles: obstacle("S7"), ..stopped() }, &[]), ("O1", vec![]));
@@ -448,6 +500,89 @@ mod tests {
         // Nothing is known to be good.
         let unknown = Configuration { has_good: false, error: Some("x".into()), ..configuration() };
         assert_eq!(first(&of(unknown, None), &[]), None);
+    }
+
+    /// So many recoveries from `fault`, the last one a minute ago, in which `step` did not help.
+    fn learnt(fault: &str, step: &str, of: &str, times: usize) -> Lessons {
+        let step = StepRecord { step: step.into(), of: of.into(), outcome: "failed".into(), ..StepRecord::default() };
+        let record = Record {
+            cluster: "16/main".into(),
+            fault: fault.into(),
+            started: "1970-01-01T00:01:00Z".into(),
+            finished: "1970-01-01T00:01:00Z".into(),
+            steps: vec![step],
+            ..Record::default()
+        };
+        Lessons::of(&vec![record; times], "16/main", "", 120)
+    }
+
+    #[test]
+    fn a_repair_that_failed_five_times_rests_with_all_that_relies_on_it() {
+        let garbage = || Facts { lock_file: LockFile::Garbage, ..killed() };
+        let sockets = || Facts { socket_directory: Err("x".into()), ..killed() };
+        let full = || Facts { ballast: 32 << 20, obstacles: obstacle("S2"), ..killed() };
+        let control = || Facts {
+            control: Err(ControlError::Missing),
+            control_copy: Ok(()),
+            obstacles: obstacle("S9"),
+            ..killed()
+        };
+        let wrong = || Facts { obstacles: obstacle("S7"), ..killed() };
+        let cases: [(&dyn Fn() -> Facts, &str, &str); 5] = [
+            (&garbage, "P6", "set-lock-file-aside"),
+            (&sockets, "P11", "create-socket-directory"),
+            (&full, "S2", "release-ballast"),
+            (&control, "S9", "restore-control-file"),
+            (&wrong, "S7", "restore-mode"),
+        ];
+        for (facts, class, step) in cases {
+            let after = |times| decide(&Facts { learnt: learnt(class, step, "", times), ..facts() }, &[]);
+            assert_eq!(after(4), (class, vec![step, "start"]));
+            assert_eq!(after(5), (class, vec![]));
+        }
+        let wrong = Facts { learnt: learnt("S7", "restore-mode", "", 5), ..wrong() };
+        let said = diagnose(&wrong, &Config::default(), "16/main").evidence;
+        assert!(said.iter().any(|line| line.contains("restore-mode failed 5 times in a row")), "{said:?}");
+    }
+
+    #[test]
+    fn whatever_was_learnt_no_harsher_step_comes_sooner_and_a_start_is_tried() {
+        let hung = |learnt| Facts {
+            family: Family { postmaster: Some(process(10, 'T')), ..Family::default() },
+            connection: Err(Refusal::Timeout),
+            learnt,
+            ..well()
+        };
+        let before = decide(&hung(Lessons::default()), &[]);
+        for step in ["continue", "stop-fast", "stop-immediate", "kill-postmaster"] {
+            assert_eq!(decide(&hung(learnt("P2", step, "", 9)), &[]), before);
+        }
+        let failed = Facts { learnt: learnt("P1", "start", "", 9), ..killed() };
+        assert_eq!(decide(&failed, &[]), ("P1", vec!["start"]));
+        assert!(failed.learnt.resting("P1").is_empty());
+    }
+
+    #[test]
+    fn files_that_did_not_help_are_put_back_last() {
+        let first = |times| {
+            let configuration = Configuration {
+                changed: vec!["/d/postgresql.auto.conf".into(), "/c/postgresql.conf".into()],
+                has_good: true,
+                ..Configuration::default()
+            };
+            let facts = Facts {
+                unit: UnitState { active: "failed".into(), result: "protocol".into(), ..UnitState::default() },
+                configuration,
+                failure: Some(("could not access file".into(), Some("C3"))),
+                learnt: learnt("C3", "restore-configuration", "alter-system", times),
+                ..stopped()
+            };
+            let planned = plan(&facts, &diagnose(&facts, &Config::default(), "16/main"), &[]).remove(0);
+            (planned.step.of(), planned.why.contains("did not help"))
+        };
+        assert_eq!(first(2), ("alter-system", false));
+        assert_eq!(first(3), ("settings", true));
+        assert_eq!(first(5), ("settings", false), "it rests, which the evidence says");
     }
 
     #[test]

@@ -6,29 +6,34 @@ use std::time::{Duration, Instant};
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
 use shared::config::{Config, Mode};
-use shared::evidence::Evidence;
+use shared::evidence::{self, Evidence};
 use shared::exit::{self, Code};
 use shared::lock::Lock;
 use shared::log::{FAULT, LEFT_ALONE, MANUAL, OUTCOME, STEP};
 use shared::record::{self, Record, StepRecord};
 use shared::standing::{self, Verdict};
 use shared::state::State;
-use shared::{Error, Result, health, terminals};
+use shared::{Error, Result, fault, health, terminals};
 
 use crate::act::Actor;
 use crate::diagnosis::{Diagnosis, Fault, diagnose};
 use crate::facts::{self, Facts, Memory};
 use crate::operator;
-use crate::plan::{Step, plan};
+use crate::plan::{Planned, Step, plan};
 use crate::report;
 use crate::server_log;
+use crate::turns::Turns;
 use crate::verify::{Unproven, verify};
 
 /// No ladder is longer; a run that comes here goes round in circles.
 const MOST_STEPS: usize = 12;
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// Each reads and replays WAL; more at a time would only make all of them slower.
+const MOST_AT_A_TIME: usize = 8;
 /// How long the program that holds the cluster's lock is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a volume may take that does not answer.
+const VOLUME: Duration = Duration::from_secs(600);
 
 /// Recovers all of `clusters` side by side, each under its own lock.
 pub fn all(clusters: Vec<Cluster>, config: &Config, json: bool) -> Result<Code> {
@@ -37,11 +42,14 @@ pub fn all(clusters: Vec<Cluster>, config: &Config, json: bool) -> Result<Code> 
         log::info!("no PostgreSQL cluster on this host");
     }
     let at_work = AtomicUsize::new(0);
+    // Which one is urgent takes a look of its own; few are all begun at once.
+    let turns = (clusters.len() > MOST_AT_A_TIME).then(|| Turns::new(MOST_AT_A_TIME));
+    let turns = turns.as_ref();
     let outcomes: Vec<Result<Code>> = std::thread::scope(|scope| {
         let mut threads = Vec::new();
         let tickets: Vec<_> = clusters.iter().map(|_| AtWork::new(&at_work)).collect();
         for (cluster, ticket) in clusters.iter().zip(tickets) {
-            threads.push(scope.spawn(|| attend(cluster, config, ticket)));
+            threads.push(scope.spawn(|| attend(cluster, config, ticket, turns)));
         }
         threads
             .into_iter()
@@ -73,10 +81,10 @@ impl Drop for AtWork<'_> {
 
 /// Recovers a cluster, and again if it fails while others are still being recovered: systemd takes no second request to
 /// start the service meanwhile.
-fn attend(cluster: &Cluster, config: &Config, ticket: AtWork) -> Result<Code> {
-    let answers = || facts::connect(cluster, config, &cluster.lock_file().0, LOOK_AGAIN).is_ok();
+fn attend(cluster: &Cluster, config: &Config, ticket: AtWork, turns: Option<&Turns>) -> Result<Code> {
+    let answers = || cluster.is_whole && facts::connect(cluster, config, &cluster.lock_file().0, LOOK_AGAIN).is_ok();
     let count = ticket.0;
-    let mut outcome = one(cluster, config);
+    let mut outcome = in_turn(cluster, config, turns);
     let mut answered = answers();
     drop(ticket);
     while count.load(Ordering::Relaxed) > 0 {
@@ -84,12 +92,22 @@ fn attend(cluster: &Cluster, config: &Config, ticket: AtWork) -> Result<Code> {
         let before = std::mem::replace(&mut answered, answers());
         if before && !answered {
             let _ticket = AtWork::new(count);
-            let again = one(cluster, config);
+            let again = in_turn(cluster, config, turns);
             outcome = outcome.and_then(|code| Ok(Code::worst([code, again?].into_iter())));
             answered = answers();
         }
     }
     outcome
+}
+
+/// Waiting, it holds no lock: pg-watchdog may still restart it meanwhile.
+fn in_turn(cluster: &Cluster, config: &Config, turns: Option<&Turns>) -> Result<Code> {
+    let cluster = &facts::whole(cluster, config, VOLUME)?;
+    let Some(turns) = turns else { return one(cluster, config) };
+    let facts = facts::look(cluster, config, &Memory::default())?;
+    let fault = diagnose(&facts, config, &cluster.name()).fault;
+    let _turn = turns.take(fault::class(fault.class()).priority);
+    one(cluster, config)
 }
 
 fn one(cluster: &Cluster, config: &Config) -> Result<Code> {
@@ -122,12 +140,12 @@ impl<'a> Recovery<'a> {
         let name = cluster.name();
         let id = record::new_id(&name);
         let mut verdict = standing::verdict(&name);
-        let recorded = facts::recorded(cluster);
-        // Seen well since: what came before is past, but for the word that only a person takes back.
-        if recorded.as_ref().is_some_and(|evidence| evidence.at.is_after(&verdict.value.at)) {
+        let recorded = evidence::load(&name);
+        // What came before is past then, but for the word that only a person takes back.
+        if verdict.value.is_past(recorded.as_ref().map(|evidence| &evidence.at), config, &Stamp::now()) {
             verdict.value = Verdict { manual: verdict.value.manual, ..past(&verdict.value) };
         }
-        let memory = Memory { stopped_by_us: verdict.value.stopped_by_us, ..Memory::default() };
+        let memory = Memory::of(&name, &verdict.value);
         let asked = health::state(&name).value.failures >= config.health.max_failures;
         let record = Record {
             id: id.clone(),
@@ -175,8 +193,8 @@ impl<'a> Recovery<'a> {
                 }
                 // Runs that were killed count too.
                 (_, Some(_)) if self.tried.is_empty() && self.is_spent() => return Ok(self.failed()),
-                (_, Some(planned)) if self.tried.len() < MOST_STEPS => self.step(&planned.step, &planned.why, &facts),
-                _ if self.tried.is_empty() => return Ok(self.hand_over(&diagnosis)),
+                (_, Some(planned)) if self.tried.len() < MOST_STEPS => self.step(planned, &diagnosis, &facts),
+                _ if self.tried.is_empty() => return Ok(self.hand_over(&diagnosis, &facts)),
                 _ => return Ok(self.give_up(&diagnosis)),
             }
         }
@@ -212,17 +230,17 @@ impl<'a> Recovery<'a> {
             "cluster {}: {}; evidence: {}", self.name, diagnosis.fault.describe(), diagnosis.evidence.join("; "));
     }
 
-    fn step(&mut self, step: &Step, why: &str, facts: &Facts) {
-        if self.tried.is_empty() {
+    fn step(&mut self, planned: Planned, diagnosis: &Diagnosis, facts: &Facts) {
+        let Planned { step, why, .. } = &planned;
+        let stops = matches!(step, Step::StopFast | Step::StopImmediate | Step::KillPostmaster);
+        if self.tried.is_empty() || stops {
+            let verdict = &mut self.verdict.value;
             // Counted before anything is done, so that a run which is killed counts too.
-            self.verdict.value.attempts += 1;
-            self.verdict.value.at = Stamp::now();
-            self.verdict.save_or_warn();
-        }
-        if matches!(step, Step::StopFast | Step::StopImmediate | Step::KillPostmaster) {
+            verdict.attempts += u32::from(self.tried.is_empty());
             // A run that is killed now must leave word that nobody wanted the server to stay stopped.
-            self.verdict.value.stopped_by_us = true;
-            self.verdict.value.at = Stamp::now();
+            verdict.stopped_by_us |= stops;
+            verdict.answered = facts.connection.is_ok() && !stops;
+            verdict.at = Stamp::now();
             self.verdict.save_or_warn();
         }
         stop_here_for_a_test(self.tried.len() + 1);
@@ -252,9 +270,15 @@ impl<'a> Recovery<'a> {
             // What the server complained about before this is past.
             self.memory.log_mark = Some(server_log::lengths(&self.cluster));
         }
-        let why = format!("{why}; {detail}");
-        self.record.steps.push(StepRecord { step: step.name().into(), outcome: word.into(), ms, why });
-        self.tried.push(step.clone());
+        self.record.steps.push(StepRecord {
+            step: step.name().into(),
+            outcome: word.into(),
+            ms,
+            why: format!("{why}; {detail}"),
+            fault: diagnosis.fault.class().into(),
+            of: step.of().into(),
+        });
+        self.tried.push(planned.step);
         self.last_step = Instant::now();
     }
 
@@ -270,8 +294,10 @@ impl<'a> Recovery<'a> {
     }
 
     fn leave(mut self, diagnosis: &Diagnosis) -> Code {
+        let is_moving = diagnosis.fault == Fault::Moving;
+        let seen = diagnosis.evidence.last().filter(|_| is_moving).map(|line| format!(": {line}"));
         log::info!(PG_CLUSTER = self.name, PG_FAULT = diagnosis.fault.class(), MESSAGE_ID = LEFT_ALONE;
-            "cluster {}: {}", self.name, diagnosis.fault.describe());
+            "cluster {}: {}{}", self.name, diagnosis.fault.describe(), seen.unwrap_or_default());
         if self.tried.is_empty() {
             return Code::Ok;
         }
@@ -291,7 +317,13 @@ impl<'a> Recovery<'a> {
             Ok(proof) => ("ok", proof.clone()),
             Err(Unproven::Silent(why) | Unproven::Lost(why)) => ("failed", why.clone()),
         };
-        self.record.steps.push(StepRecord { step: "verify".into(), outcome: word.into(), ms, why: why.clone() });
+        self.record.steps.push(StepRecord {
+            step: "verify".into(),
+            outcome: word.into(),
+            ms,
+            why: why.clone(),
+            ..StepRecord::default()
+        });
         if let Err(unproven) = outcome {
             log::error!(PG_CLUSTER = self.name, PG_STEP = "verify", PG_RECOVERY_ID = self.id; "cluster {}: not proven: {why}", self.name);
             return match unproven {
@@ -312,16 +344,20 @@ impl<'a> Recovery<'a> {
     }
 
     /// Nothing was done, because nothing that this program would do fits. The alarm is raised once for each fault.
-    fn hand_over(mut self, diagnosis: &Diagnosis) -> Code {
+    fn hand_over(mut self, diagnosis: &Diagnosis, facts: &Facts) -> Code {
         let class = diagnosis.fault.class();
-        if self.verdict.value.handed_over == class {
+        let is_known = self.verdict.value.handed_over == class;
+        self.verdict.value.handed_over = class.into();
+        self.verdict.value.answered = facts.connection.is_ok();
+        self.verdict.value.at = Stamp::now();
+        self.verdict.save_or_warn();
+        if is_known {
             log::warn!(PG_CLUSTER = self.name, PG_FAULT = class; "cluster {}: still waiting for a person: {}", self.name, diagnosis.fault.describe());
             return Code::Unavailable;
         }
-        self.verdict.value.handed_over = class.into();
-        self.verdict.value.at = Stamp::now();
-        self.verdict.save_or_warn();
-        self.alarm(&format!("{}; nothing was changed", diagnosis.fault.describe()));
+        let mut what = vec![diagnosis.fault.describe()];
+        what.extend(facts.learnt.resting(class));
+        self.alarm(&format!("{}; nothing was changed", what.join("; ")));
         self.finish("manual", Code::Unavailable)
     }
 
@@ -372,11 +408,12 @@ impl<'a> Recovery<'a> {
             String::new()
         };
         let text = format!(
-            "cluster {}: manual intervention required: {what}.{at_own_risk} Evidence: journalctl -t pg-recover, {} and the folder {}. \
-             When it is repaired: pg-recover reset --cluster {}",
+            "cluster {}: manual intervention required: {what}.{at_own_risk} What was seen and done: pg-recover explain {}. \
+             Evidence: journalctl -t pg-recover, {} and the folder {}. When it is repaired: pg-recover reset --cluster {}",
             self.name,
+            self.id,
             self.cluster.log_file.as_ref().map_or("the server log".into(), |f| f.display().to_string()),
-            shared::evidence::directory(&self.name).display(),
+            evidence::directory(&self.name).display(),
             self.name
         );
         log::error!(PG_CLUSTER = self.name, PG_FAULT = self.record.fault, PG_RECOVERY_ID = self.id, MESSAGE_ID = MANUAL; "{text}");
@@ -384,17 +421,14 @@ impl<'a> Recovery<'a> {
     }
 
     fn finish(&mut self, outcome: &str, code: Code) -> Code {
-        self.record.outcome = outcome.into();
-        self.record.finished = Stamp::now().rfc3339();
-        self.record.downtime_ms = self.began.elapsed().as_millis() as u64;
-        record::append(&self.record);
+        self.record.close(outcome, self.began.elapsed());
         code
     }
 }
 
 /// What is left of a verdict when the cluster is well.
 fn past(verdict: &Verdict) -> Verdict {
-    Verdict { recoveries: verdict.recoveries.clone(), ..Verdict::default() }
+    Verdict { recoveries: verdict.recoveries.clone(), reset: verdict.reset.clone(), ..Verdict::default() }
 }
 
 /// The tests kill a run before each of its steps in turn, to see that the next run converges; the variable says which.

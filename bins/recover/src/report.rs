@@ -1,5 +1,7 @@
 //! `--plan`: what is found and what would be done, printed instead of carried out.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use shared::Result;
 use shared::cluster::Cluster;
@@ -27,7 +29,8 @@ pub fn plans(clusters: &[Cluster], config: &Config, json: bool) -> Result<Code> 
     let mut report = Report { clusters: Vec::new() };
     for cluster in clusters {
         let name = cluster.name();
-        let memory = Memory { stopped_by_us: standing::verdict(&name).value.stopped_by_us, ..Memory::default() };
+        let cluster = &facts::whole(cluster, config, Duration::from_secs(10))?;
+        let memory = Memory::of(&name, &standing::verdict(&name).value);
         let facts = facts::look(cluster, config, &memory)?;
         let diagnosis = diagnose(&facts, config, &name);
         let plan = plan(&facts, &diagnosis, &[]);

@@ -1,12 +1,8 @@
 //! The end of the server log, and what its last FATAL or PANIC means.
 
-use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use shared::cluster::Cluster;
-
-const TAIL: u64 = 64 << 10;
 
 /// Messages of a server that could not start, and the fault class of each. The texts are PostgreSQL's own (src/backend,
 /// untranslated); with another lc_messages nothing matches, and what is not known is handed over.
@@ -115,22 +111,11 @@ pub fn tail(cluster: &Cluster, since: Option<&Mark>) -> String {
         for file in files(cluster) {
             // A file that is not in the mark is younger than the mark.
             let from = since.and_then(|mark| mark.iter().find(|(marked, _)| *marked == file)).map_or(0, |(_, at)| *at);
-            text.push_str(&read_tail(&file, from).unwrap_or_default());
+            text.push_str(&shared::server_log::tail(&file, from).unwrap_or_default());
         }
         text
     });
     text.unwrap_or_default()
-}
-
-fn read_tail(file: &Path, since: u64) -> std::io::Result<String> {
-    let mut file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file)?;
-    let length = file.metadata()?.len();
-    // Shorter than it was: rotated, everything in it is new.
-    let since = if since > length { 0 } else { since };
-    file.seek(SeekFrom::Start(since.max(length.saturating_sub(TAIL))))?;
-    let mut bytes = Vec::new();
-    file.take(TAIL).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]

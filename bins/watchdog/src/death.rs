@@ -4,9 +4,6 @@
 //! leaves the unit failed, and a server whose postmaster.pid was removed ends itself with status 0. pg_control, exit
 //! status and server log have to be read together.
 
-use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
-
 use shared::cluster::Cluster;
 use shared::control::{Control, ControlError, DbState};
 use shared::unit::UnitState;
@@ -94,23 +91,10 @@ pub fn log_size(cluster: &Cluster) -> u64 {
     cluster.owner.act(|| std::fs::metadata(file).map_or(0, |meta| meta.len())).unwrap_or(0)
 }
 
-/// What was logged behind `from`, and no more than the last 64 KiB of it.
+/// What was logged behind `from`.
 pub fn log_since(cluster: &Cluster, from: u64) -> String {
-    const LIMIT: u64 = 64 << 10;
-    let Some(path) = &cluster.log_file else { return String::new() };
-    let read = || -> std::io::Result<Vec<u8>> {
-        // Without blocking on a pipe that somebody put there.
-        let mut file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-        let length = file.metadata()?.len();
-        // A shorter file than before is a new one: it was rotated.
-        let from = if from <= length { from } else { 0 };
-        file.seek(SeekFrom::Start(from.max(length.saturating_sub(LIMIT))))?;
-        let mut bytes = Vec::new();
-        file.take(LIMIT).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let bytes = cluster.owner.act(read).ok().and_then(Result::ok).unwrap_or_default();
-    String::from_utf8_lossy(&bytes).into_owned()
+    let Some(file) = &cluster.log_file else { return String::new() };
+    cluster.owner.act(|| shared::server_log::tail(file, from)).ok().and_then(Result::ok).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -50,9 +50,7 @@ impl Incident {
         if self.record.steps.is_empty() {
             return;
         }
-        self.record.outcome = outcome.into();
-        self.record.finished = Stamp::now().rfc3339();
-        self.record.downtime_ms = self.died.elapsed().as_millis() as u64;
+        self.record.close(outcome, self.died.elapsed());
         let (cluster, id, fault) = (self.record.cluster.as_str(), self.record.id.as_str(), self.record.fault.as_str());
         let ms = self.record.downtime_ms;
         if outcome == "recovered" {
@@ -62,12 +60,17 @@ impl Incident {
             log::error!(MESSAGE_ID = OUTCOME, PG_CLUSTER = cluster, PG_FAULT = fault, PG_RECOVERY_ID = id;
                 "could not bring cluster {cluster} back by a restart");
         }
-        record::append(&self.record);
     }
 
     fn step(&mut self, step: &str, outcome: &str, began: Instant, why: String) {
         let ms = began.elapsed().as_millis() as u64;
-        self.record.steps.push(StepRecord { step: step.into(), outcome: outcome.into(), ms, why });
+        self.record.steps.push(StepRecord {
+            step: step.into(),
+            outcome: outcome.into(),
+            ms,
+            why,
+            ..StepRecord::default()
+        });
     }
 }
 

@@ -8,13 +8,14 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use shared::Result;
+use shared::clock::Stamp;
 use shared::cluster::Cluster;
 use shared::config::{Config, Mode, OnCleanStop};
 use shared::lock::Lock;
 use shared::log::{FAULT, LEFT_ALONE};
 use shared::pidfile::LockFile;
 use shared::process::{self, Identity, Pidfd, Process};
-use shared::standing::{self, Standing};
+use shared::standing::{self, Standing, Verdict};
 use shared::state::State as StateFile;
 use shared::unit::UnitState;
 use tokio::io::Interest;
@@ -309,6 +310,10 @@ impl Sentry {
             self.say_once(&format!("cluster {} is gone", self.name));
             return Ok(Next::LookAgain(Duration::from_secs(1)));
         };
+        if !cluster.is_whole {
+            self.say_once(&format!("the volume of cluster {} does not answer in time; looking again", self.name));
+            return Ok(Next::LookAgain(Duration::from_secs(1)));
+        }
         self.cluster = Arc::new(cluster);
         self.post.set_cluster(self.cluster.clone());
         self.post.promise(Duration::from_secs(60));
@@ -351,7 +356,8 @@ impl Sentry {
                 self.hand_over("start-failed", &format!("{} could not be started", self.cluster.unit));
                 Ok(Next::Wait)
             }
-            End::Clean if self.was_stopped_for_repair() => {
+            // A run of pg-recover was ended between a stop and the start that was to follow.
+            End::Clean if self.verdict().stopped_by_us => {
                 self.hand_over("P2", "pg-recover stopped it and did not come to start it again");
                 Ok(Next::Wait)
             }
@@ -370,11 +376,11 @@ impl Sentry {
         }
     }
 
-    /// A run of pg-recover was ended between a stop and the start that was to follow.
-    fn was_stopped_for_repair(&self) -> bool {
+    /// What pg-recover last left word of, as far as it is about the present fault.
+    fn verdict(&self) -> Verdict {
         let verdict = standing::verdict(&self.name).value;
-        let seen_well_since = shared::evidence::load(&self.name).is_some_and(|e| e.at.is_after(&verdict.at));
-        verdict.stopped_by_us && !seen_well_since
+        let seen = shared::evidence::load(&self.name).map(|evidence| evidence.at);
+        if verdict.is_past(seen.as_ref(), &self.config, &Stamp::now()) { Verdict::default() } else { verdict }
     }
 
     /// A postmaster that dies while pg_ctlcluster waits for it may leave processes behind; systemd then waits for a PID
@@ -520,7 +526,7 @@ impl Sentry {
         if self.config.mode_of(&name) == Mode::Observe {
             return self.leave("is only observed; else pg-recovery.service would be started now");
         }
-        let waits_for_a_person = !standing::verdict(&name).value.handed_over.is_empty();
+        let waits_for_a_person = !self.verdict().handed_over.is_empty();
         match self.handover.start(Instant::now(), waits_for_a_person) {
             Ok(()) => log::warn!(MESSAGE_ID = FAULT, PG_CLUSTER = name.as_str(), PG_FAULT = fault;
                 "handed cluster {name} over to pg-recovery.service: {why}"),
