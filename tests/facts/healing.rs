@@ -54,7 +54,9 @@ facts_on_both_suites! {
         faults::h2_long_crash_recovery::inject_by_kill(&host, 2);
         host.wait_for_state(&host.unit(), "failed", SOON);
         host.start("pg-recovery.service");
-        host.wait_until("a postmaster is there", SOON, || host.file(&format!("{}/postmaster.pid", host.data_directory())).exists());
+        let lock_file = host.file(&format!("{}/postmaster.pid", host.data_directory()));
+        let has_pid = || lock_file.exists() && lock_file.read().lines().count() > 1;
+        host.wait_until("a postmaster is there", SOON, has_pid);
         faults::p2_postmaster_stopped::inject(&host);
         // Not after start_timeout, a minute.
         ledger.wait_for_commits_within(50, Duration::from_secs(40));
