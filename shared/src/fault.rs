@@ -64,6 +64,13 @@ const CLASSES: &[Class] = &[
         next: "Find out what stopped it: a debugger, a script with kill -STOP, a module that blocks.",
     },
     Class {
+        name: "P3",
+        priority: Priority::P1,
+        rule: "A process of the server was stopped by a signal. It is told to go on, which costs nobody anything; to kill it \
+               would end every session.",
+        next: "Find out what stopped it: a debugger, a script with kill -STOP.",
+    },
+    Class {
         name: "P6",
         priority: Priority::P0,
         rule: "postmaster.pid names no process, and none of the cluster is left; a server refuses to start over such a file.",
@@ -103,8 +110,8 @@ const CLASSES: &[Class] = &[
     Class {
         name: "P12",
         priority: Priority::P2,
-        rule: "It runs, but its socket file is gone; only a restart makes it anew, and that would end every session.",
-        next: "Restart it when that suits.",
+        rule: "It runs, but its socket file is gone, so that no client of this host finds it.",
+        next: "Find out who removes files there; a restart makes it anew.",
     },
     Class {
         name: "S2",
