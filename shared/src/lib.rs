@@ -24,6 +24,7 @@ pub mod point;
 pub mod prestart;
 pub mod process;
 pub mod record;
+pub mod socket;
 pub mod standing;
 pub mod state;
 pub mod terminals;

@@ -123,6 +123,31 @@ facts_on_both_suites! {
         ledger.stop_and_check().assert_nothing_lost();
     }
 
+    fn a_removed_socket_is_put_back_and_no_session_is_lost(host: Host) {
+        let ledger = ledger_of(&host);
+        faults::session::open(&host, "kept", "SELECT pg_sleep(3600)");
+        let (session, postmaster) = (faults::session::backend_of(&host, "kept"), host.postmaster_pid());
+        faults::p12_socket_removed::inject(&host);
+        host.wait_until("it is healed", SOON, || !host.recoveries().is_empty());
+        faults::p12_socket_removed::inject_with_its_directory(&host);
+        host.wait_until("it is healed", SOON, || host.recoveries().len() > 1);
+        healed(&host, ledger, "P12", SOON);
+        assert!(host.is_alive(session) && host.postmaster_pid() == postmaster);
+    }
+
+    fn a_socket_without_a_second_name_is_made_anew_by_a_restart_when_nobody_is_at_work(host: Host) {
+        let ledger = ledger_of(&host);
+        faults::session::open(&host, "busy", "SELECT pg_sleep(3600)");
+        let postmaster = host.postmaster_pid();
+        faults::p12_socket_removed::inject_without_a_second_name(&host);
+        host.wait_for_journal("pg-recover", "sessions are at work", SOON);
+        assert_eq!(host.postmaster_pid(), postmaster, "somebody was at work");
+        host.sh("systemctl stop busy");
+        assert!(host.start_and_wait("pg-recovery.service").success());
+        healed(&host, ledger, "P12", SOON);
+        assert_ne!(host.postmaster_pid(), postmaster);
+    }
+
     fn a_pg_control_lost_under_a_running_server_is_put_back_before_its_next_checkpoint(host: Host) {
         let ledger = ledger_of(&host);
         let postmaster = host.postmaster_pid();

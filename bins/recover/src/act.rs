@@ -21,7 +21,7 @@ use shared::pidfile::{self, LockFile};
 use shared::point::Copy;
 use shared::process::{self, Pidfd, Process};
 use shared::standing::Standing;
-use shared::{Error, Result, ballast, command, point, prestart, standing, state, terminals, unit};
+use shared::{Error, Result, ballast, command, point, prestart, socket, standing, state, terminals, unit};
 
 use crate::control_file;
 use crate::facts::{self, Facts, Memory};
@@ -52,6 +52,7 @@ impl Actor<'_> {
             Step::SetLockFileAside => self.set_lock_file_aside(),
             Step::PutLockFileBack => self.put_lock_file_back(facts),
             Step::CreateSocketDirectory => self.create_socket_directory(),
+            Step::PutSocketBack => self.put_socket_back(facts),
             Step::ReleaseBallast => self.release_ballast(),
             Step::RestoreControlFile => self.restore_control_file(facts),
             Step::RestoreMode => self.restore_mode(),
@@ -281,6 +282,16 @@ impl Actor<'_> {
             return Err(Error::failed(format!("systemd-tmpfiles failed: {}", out.stderr.trim())));
         }
         Ok(format!("{} is as tmpfiles.d describes it", directory.display()))
+    }
+
+    fn put_socket_back(&self, facts: &Facts) -> Result<String> {
+        let (Some(postmaster), LockFile::Present(file)) = (&facts.family.postmaster, &facts.lock_file) else {
+            return Err(Error::failed("there is no postmaster any more"));
+        };
+        let path = file.socket().ok_or_else(|| Error::failed("the server has no socket"))?;
+        socket::leads_to(self.cluster, postmaster).map_err(Error::failed)?;
+        socket::put_back(self.cluster, &path)?;
+        Ok(format!("{} leads to PID {} again", path.display(), postmaster.pid))
     }
 
     fn restore_mode(&self) -> Result<String> {

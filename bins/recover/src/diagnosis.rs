@@ -2,13 +2,13 @@
 
 use serde::Serialize;
 use shared::client::Refusal;
-use shared::config::{Config, OnCleanStop};
+use shared::config::{Config, OnCleanStop, SocketRestart};
 use shared::control::{ControlError, DbState};
 use shared::pidfile::LockFile;
-use shared::process::Identity;
+use shared::process::{Identity, Process};
 use shared::standing::Standing;
 
-use crate::facts::{Facts, STARTUP_IS_STUCK};
+use crate::facts::{Facts, STARTUP_IS_STUCK, SocketLost};
 
 /// What is wrong, by the classes of the fault table in the README. What is not among them is `Unknown`.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +40,11 @@ pub enum Fault {
     Orphans,
     /// P11
     SocketDirectory,
+    /// P12: the socket of a server that runs is gone. It has a second name, or the server may be restarted for it.
+    SocketGone {
+        copy: bool,
+        restart: bool,
+    },
     /// S9: pg_control is missing or damaged, and there is a copy that WAL proves to be good enough.
     ControlFile,
     /// S2: no room for WAL, and some that can be given back.
@@ -66,6 +71,7 @@ impl Fault {
             Fault::LockFileGone => "P8",
             Fault::Orphans => "P9",
             Fault::SocketDirectory => "P11",
+            Fault::SocketGone { .. } => "P12",
             Fault::ControlFile => "S9",
             Fault::NoRoom => "S2",
             Fault::Mode => "S7",
@@ -91,6 +97,10 @@ impl Fault {
             Fault::LockFileGone => "postmaster.pid was removed or replaced under the running server",
             Fault::Orphans => "processes of the dead postmaster live on",
             Fault::SocketDirectory => "the socket directory cannot be used",
+            Fault::SocketGone { copy: false, restart: false } => {
+                "its socket is gone while it runs, only a restart makes it anew, and now is not the time"
+            }
+            Fault::SocketGone { .. } => "its socket is gone while it runs",
             Fault::Mode => "the data directory has the wrong owner or mode, or something in it the wrong mode",
             Fault::Configuration(_) => "the configuration does not let it start",
             Fault::NotOurs("L1") => "all connection slots are in use",
@@ -100,7 +110,6 @@ impl Fault {
             Fault::ControlFile => "pg_control is missing or damaged",
             Fault::NotOurs("S11") => "WAL that was flushed is missing; a start would lose commits",
             Fault::NotOurs("P10") => "its port is taken",
-            Fault::NotOurs("P12") => "its socket file is gone while it runs",
             Fault::NotOurs("S5") => "it waits for the disk, or its recovery does not move",
             Fault::NotOurs(_) => "this is a fault that wants a person",
             Fault::Unknown => "nothing that this program knows explains what it sees",
@@ -126,7 +135,7 @@ pub fn diagnose(facts: &Facts, config: &Config, cluster: &str) -> Diagnosis {
         return Diagnosis { fault: Fault::LeftAlone(why.clone()), evidence: vec![why.clone()] };
     }
     let fault = if facts.family.postmaster.is_some() {
-        running(facts, &mut evidence)
+        running(facts, config, &mut evidence)
     } else {
         down(facts, config, cluster, &mut evidence)
     };
@@ -134,7 +143,7 @@ pub fn diagnose(facts: &Facts, config: &Config, cluster: &str) -> Diagnosis {
 }
 
 /// A postmaster runs.
-fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
+fn running(facts: &Facts, config: &Config, evidence: &mut Vec<String>) -> Fault {
     let Some(postmaster) = &facts.family.postmaster else { return Fault::Unknown };
     evidence.push(format!("postmaster PID {} runs, state {}", postmaster.pid, postmaster.state));
     match &facts.connection {
@@ -206,9 +215,33 @@ fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
             Fault::Hung
         }
         Err(Refusal::NoSocket | Refusal::Refused) if is_starting(facts) => Fault::Moving,
-        Err(Refusal::NoSocket) => Fault::NotOurs("P12"),
+        Err(Refusal::NoSocket) if is_stopping(facts) => Fault::Settling,
+        Err(Refusal::NoSocket) => match &facts.socket_lost {
+            Some(lost) => socket_gone(lost, postmaster, config, evidence),
+            None => Fault::LeftAlone("has no socket (unix_socket_directories), and this program needs one".into()),
+        },
         Err(_) => Fault::Unknown,
     }
+}
+
+/// Wrongly diagnosed, a second name leads to the server all the same, and a restart ends idle sessions of a server that
+/// nobody reaches by its socket; it is never ended by more than a fast shutdown.
+fn socket_gone(lost: &SocketLost, postmaster: &Process, config: &Config, evidence: &mut Vec<String>) -> Fault {
+    let is_well = lost.alive.is_ok() && matches!(postmaster.state, 'R' | 'S');
+    let restart = is_well && lost.at_work == 0 && config.recover.socket_restart == SocketRestart::Idle;
+    evidence.push(match &lost.alive {
+        Ok(how) | Err(how) => how.clone(),
+    });
+    if let Err(why) = &lost.copy {
+        evidence.push(why.clone());
+        evidence.push(format!("{} sessions are at work", lost.at_work));
+    }
+    // What only the server sees is no business of ours.
+    Fault::SocketGone { copy: is_well && lost.copy.is_ok(), restart }
+}
+
+fn is_stopping(facts: &Facts) -> bool {
+    matches!(&facts.lock_file, LockFile::Present(file) if file.status == "stopping")
 }
 
 /// Line 8 of the lock file; a postmaster listens only a moment after it wrote the file.

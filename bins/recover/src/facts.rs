@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::fcntl::AtFlags;
 use nix::unistd::{AccessFlags, faccessat};
-use shared::client::{self, Refusal, Session, Target};
+use shared::client::{self, Address, Refusal, Session, Target};
 use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::control::{Control, ControlError};
@@ -18,7 +18,7 @@ use shared::prestart::{self, Obstacle};
 use shared::process::{self, Family, Identity, Process};
 use shared::standing::{self, Standing};
 use shared::unit::UnitState;
-use shared::{Result, ballast, command, health};
+use shared::{Result, ballast, command, health, socket};
 
 use crate::{control_file, server_log};
 
@@ -68,6 +68,8 @@ pub struct Facts {
     /// pg_control is gone or damaged: is there a copy that may take its place, and if not, why?
     pub control_copy: Result<(), String>,
     pub connection: Result<(), Refusal>,
+    /// Only looked at when there is no socket where a server that runs should have one.
+    pub socket_lost: Option<SocketLost>,
     /// Does the process that has to move (startup process, postmaster) move? Only looked at when nobody is let in.
     pub moves: bool,
     /// Somebody has hold of its processes on purpose; reads on from "it ".
@@ -92,6 +94,17 @@ pub struct Facts {
     pub waited: bool,
     /// This run has tried to start it.
     pub started_by_us: bool,
+}
+
+/// A server that runs has lost its socket.
+#[derive(Clone, Debug)]
+pub struct SocketLost {
+    /// There is a second name that leads to its postmaster; if not, why.
+    pub copy: Result<(), String>,
+    /// What shows that the postmaster is well and has no socket anywhere; if not, why.
+    pub alive: Result<String, String>,
+    /// Sessions that a restart would disturb.
+    pub at_work: usize,
 }
 
 /// The configuration as the server would read it at its next start, against the last one it was seen to run with.
@@ -163,6 +176,13 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         }
         _ => false,
     };
+    let socket_lost = match (&connection, &family.postmaster, running) {
+        (Err(Refusal::NoSocket), Some(postmaster), LockFile::Present(file)) => {
+            let port = file.port.unwrap_or_else(|| cluster.port());
+            file.socket().map(|path| socket_lost(cluster, &path, port, postmaster, &family))
+        }
+        _ => None,
+    };
     // The postmaster was looked at before the connections were made.
     family.postmaster = family.postmaster.and_then(|p| p.again());
     let held = if family.all().any(|p| p.is_traced()) {
@@ -211,6 +231,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         control,
         control_copy,
         connection,
+        socket_lost,
         moves,
         obstacles,
         configuration,
@@ -269,6 +290,36 @@ pub fn startup_moves(family: &Family, patience: Duration) -> bool {
         }
     }
     false
+}
+
+fn socket_lost(cluster: &Cluster, path: &Path, port: u16, postmaster: &Process, family: &Family) -> SocketLost {
+    // A server with PrivateTmp= has its own /tmp.
+    let in_its_world = format!("/proc/{}/root{}", postmaster.pid, path.display());
+    let alive = if Path::new(&in_its_world).symlink_metadata().is_ok() {
+        Err(format!("{} is there, but only for the server itself", path.display()))
+    } else if let Some(address) = cluster.tcp_addresses().into_iter().find(|a| answers_at(cluster, a, port)) {
+        Ok(format!("it answers on {address}"))
+    } else if socket::is_bound_by(path, postmaster) {
+        Ok(format!("it listens on {}, which is gone", path.display()))
+    } else {
+        Err("it cannot be told whether it listens anywhere".into())
+    };
+    SocketLost {
+        copy: socket::leads_to(cluster, postmaster),
+        alive,
+        at_work: family.children.iter().filter(|child| child.is_session_at_work()).count(),
+    }
+}
+
+/// Whatever it answers: only a server that lives does.
+fn answers_at(cluster: &Cluster, address: &str, port: u16) -> bool {
+    let target =
+        Target { address: Address::Tcp(address.into(), port), ..Target::of(cluster, None, "postgres", "pg-recover") };
+    let Ok(runtime) = client::runtime() else { return false };
+    let answer = runtime.block_on(Session::connect(&target, Duration::from_secs(2)));
+    // A name that is still being looked up must not keep the run from its end.
+    runtime.shutdown_background();
+    answer.err().is_none_or(|refusal| refusal.is_answer())
 }
 
 /// It names this postmaster.

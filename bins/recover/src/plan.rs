@@ -35,6 +35,8 @@ pub enum Step {
     /// Put the byte-exact copy of postmaster.pid back.
     PutLockFileBack,
     CreateSocketDirectory,
+    /// Link the second name of the socket to where it was.
+    PutSocketBack,
     /// Remove the file of our own that keeps room free on the volume of pg_wal.
     ReleaseBallast,
     /// The newest copy of pg_control from which on WAL is complete.
@@ -60,6 +62,7 @@ impl Step {
             Step::SetLockFileAside => "set-lock-file-aside",
             Step::PutLockFileBack => "put-lock-file-back",
             Step::CreateSocketDirectory => "create-socket-directory",
+            Step::PutSocketBack => "put-socket-back",
             Step::ReleaseBallast => "release-ballast",
             Step::RestoreControlFile => "restore-control-file",
             Step::RestoreMode => "restore-mode",
@@ -73,6 +76,7 @@ impl Step {
             Step::Continue
             | Step::PutLockFileBack
             | Step::CreateSocketDirectory
+            | Step::PutSocketBack
             | Step::ReleaseBallast
             | Step::Start => Risk::None,
             _ => Risk::Low,
@@ -149,6 +153,19 @@ fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
         Fault::SocketDirectory => {
             vec![(Step::CreateSocketDirectory, "systemd-tmpfiles makes it as the package describes it"), start]
         }
+        Fault::SocketGone { copy, restart } => {
+            let directory = (Step::CreateSocketDirectory, "systemd-tmpfiles makes it as the package describes it");
+            let back = (Step::PutSocketBack, "the second name of the same socket; nobody loses a connection");
+            let stop = (Step::StopFast, "only a restart makes its socket anew, and no session is at work");
+            let there = facts.socket_directory.is_ok();
+            let steps = [
+                (!there && (*copy || *restart), directory),
+                (*copy, back),
+                (there && *restart, stop),
+                (there && *restart, start),
+            ];
+            steps.into_iter().filter(|(wanted, _)| *wanted).map(|(_, step)| step).collect()
+        }
         Fault::NoRoom => {
             vec![
                 (Step::ReleaseBallast, "a file of our own that was kept for this; nothing in pg_wal is touched"),
@@ -214,7 +231,7 @@ mod tests {
 
     use super::*;
     use crate::diagnosis::diagnose;
-    use crate::facts::Configuration;
+    use crate::facts::{Configuration, SocketLost};
 
     fn process(pid: i32, state: char) -> Process {
         Process { pid, parent: 1, comm: "postgres".into(), state, cpu: 1, started: 1 }
@@ -252,6 +269,7 @@ mod tests {
             control: Ok(control(DbState::InProduction)),
             control_copy: Err("it is not needed".into()),
             connection: Err(Refusal::NoSocket),
+            socket_lost: None,
             moves: false,
             held: None,
             obstacles: Vec::new(),
@@ -321,9 +339,19 @@ mod tests {
             obstacles: obstacle("P9"),
             ..killed()
         };
-        let lost = |facts| Facts { control: Err(ControlError::Missing), control_copy: Ok(()), ..facts };
+        let control_lost = |facts| Facts { control: Err(ControlError::Missing), control_copy: Ok(()), ..facts };
         let wrong = || vec![PathBuf::from("base/5/16384")];
         let sockets = Facts { socket_directory: Err("x".into()), ..killed() };
+        let lost = |copy: bool, at_work| Facts {
+            connection: Err(Refusal::NoSocket),
+            socket_lost: Some(SocketLost {
+                copy: if copy { Ok(()) } else { Err("x".into()) },
+                alive: Ok("x".into()),
+                at_work,
+            }),
+            ..well()
+        };
+        let folder_gone = Facts { socket_directory: Err("x".into()), ..lost(true, 0) };
         let cases: Vec<(Facts, &str, &[&str])> = vec![
             (killed(), "P1", &["start"]),
             (hung('T', false), "P2", &["continue", "stop-fast", "stop-immediate", "kill-postmaster", "start"]),
@@ -334,13 +362,18 @@ mod tests {
             (gone_without_copy, "P8", &["stop-fast", "start"]),
             (orphans, "P9", &["end-orphans", "start"]),
             (sockets, "P11", &["create-socket-directory", "start"]),
+            (lost(true, 1), "P12", &["put-socket-back"]),
+            (lost(true, 0), "P12", &["put-socket-back", "stop-fast", "start"]),
+            (lost(false, 0), "P12", &["stop-fast", "start"]),
+            (lost(false, 1), "P12", &[]),
+            (folder_gone, "P12", &["create-socket-directory", "put-socket-back"]),
             (Facts { obstacles: obstacle("S7"), ..killed() }, "S7", &["restore-mode", "start"]),
             (Facts { ballast: 32 << 20, obstacles: obstacle("S2"), ..killed() }, "S2", &["release-ballast", "start"]),
             (Facts { wrong_modes: wrong(), ..killed() }, "S7", &["restore-mode", "start"]),
             (Facts { wrong_modes: wrong(), obstacles: obstacle("S11"), ..killed() }, "S7", &["restore-mode", "start"]),
             (Facts { wrong_modes: wrong(), ..well() }, "S7", &["restore-mode"]),
-            (lost(well()), "S9", &["restore-control-file"]),
-            (lost(Facts { obstacles: obstacle("S9"), ..killed() }), "S9", &["restore-control-file", "start"]),
+            (control_lost(well()), "S9", &["restore-control-file"]),
+            (control_lost(Facts { obstacles: obstacle("S9"), ..killed() }), "S9", &["restore-control-file", "start"]),
         ];
         for (facts, class, steps) in cases {
             assert_eq!(decide(&facts, &[]), (class, steps.to_vec()));
@@ -362,6 +395,16 @@ mod tests {
         let ending =
             Facts { lock_file: LockFile::Missing, lock_file_lost: true, connection: Err(Refusal::NoSocket), ..well() };
         let slots = Facts { connection: Err(Refusal::OutOfSlots("x".into())), ..well() };
+        let socket = |alive: bool, status: &str| Facts {
+            connection: Err(Refusal::NoSocket),
+            lock_file: LockFile::Present(PidFile { pid: 10, status: status.into(), ..PidFile::default() }),
+            socket_lost: Some(SocketLost {
+                copy: Ok(()),
+                alive: if alive { Ok("x".into()) } else { Err("x".into()) },
+                at_work: 0,
+            }),
+            ..well()
+        };
         for (facts, class) in [
             (well(), "none"),
             (busy, "H2"),
@@ -371,6 +414,9 @@ mod tests {
             (debugged, "O1"),
             (slots, "L1"),
             (ending, "H2"),
+            (socket(false, "ready"), "P12"),
+            (socket(true, "stopping"), "H2"),
+            (Facts { socket_lost: None, ..socket(true, "ready") }, "O1"),
             (Facts { obstacles: obstacle("S11"), ..killed() }, "S11"),
             (Facts { obstacles: obstacle("S9"), ..killed() }, "S9"),
             (Facts { control: Err(ControlError::Missing), ..well() }, "S9"),

@@ -15,7 +15,7 @@ use shared::control::{self, Control, ControlError, Lsn};
 use shared::evidence::{self, Evidence};
 use shared::pidfile::{self, PidFile};
 use shared::state::{self, State};
-use shared::{Result, ballast, modes, point};
+use shared::{Result, ballast, modes, point, socket};
 
 use crate::look::Beat;
 
@@ -120,6 +120,10 @@ impl Keeper {
             self.state.value.postmaster_started = file.started;
             if self.write(pidfile::NAME, bytes) {
                 self.lock_file.clone_from(bytes);
+            }
+            if let Some(Err(why)) = file.socket().map(|path| socket::keep(cluster, &path)) {
+                log::info!(PG_CLUSTER = self.name.as_str();
+                    "the socket of cluster {} has no second name, and is lost if its file is removed: {}", self.name, why.message);
             }
         }
         let checkpoint = self.keep_control(cluster);

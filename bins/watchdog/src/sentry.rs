@@ -200,6 +200,8 @@ impl Sentry {
                 "cluster {cluster} has no connection slot left"),
             State::Refusing(why) => log::warn!(PG_CLUSTER = name;
                 "cluster {cluster} lets nobody in: {why}; left to pg-health-check"),
+            State::SocketGone => log::warn!(PG_CLUSTER = name, PG_FAULT = "P12";
+                "cluster {cluster} runs, and there is no socket for its clients"),
             State::Traced => log::warn!(MESSAGE_ID = LEFT_ALONE, PG_CLUSTER = name;
                 "the postmaster of cluster {cluster} is in somebody's debugger, leaving it alone"),
             State::Frozen => log::warn!(MESSAGE_ID = LEFT_ALONE, PG_CLUSTER = name;
@@ -253,6 +255,9 @@ impl Sentry {
             }
             Some(State::Hung(why)) => self.hand_over("P2", &format!("its postmaster hangs: {why}")),
             Some(State::LockFileLost) => self.hand_over("P8", "its server runs without its lock file"),
+            Some(State::SocketGone) if look.lock_file.as_ref().is_some_and(|(file, _)| file.socket().is_some()) => {
+                self.hand_over("P12", "its server runs, and its socket is gone");
+            }
             _ => {}
         }
     }
