@@ -21,6 +21,7 @@ pub mod owner;
 pub mod pause;
 pub mod pidfile;
 pub mod point;
+pub mod port;
 pub mod prestart;
 pub mod process;
 pub mod record;

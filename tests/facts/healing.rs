@@ -116,6 +116,25 @@ facts_on_both_suites! {
         healed(&host, ledger, "P11", SOON);
     }
 
+    fn a_taken_port_is_nobodys_to_free_and_the_server_comes_back_when_it_is_free(host: Host) {
+        let ledger = ledger_of(&host);
+        let other = faults::p10_port_taken::inject(&host, &["127.0.0.1", "::1"]);
+        let who = format!("perl (PID {other}) of squatter.service has 127.0.0.1:5432");
+        host.wait_for_journal("pg-recover", &who, SOON);
+        host.wait_until("it is on record", SOON, || host.recoveries().last().is_some_and(|r| r["fault"] == "P10"));
+        assert_eq!(host.recoveries().last().expect("there is one")["outcome"], "manual");
+        assert!(host.is_alive(other));
+        host.sh("systemctl stop squatter");
+        assert!(host.start_and_wait("pg-recovery.service").success());
+        // With one of its addresses it starts, and says which one it has not.
+        faults::p10_port_taken::inject(&host, &["127.0.0.1"]);
+        host.wait_until_accepting(SOON);
+        assert!(host.start_and_wait("pg-recovery.service").success());
+        host.journal_of("pg-recover").says("it does not listen wherever it should: perl");
+        ledger.wait_for_commits_within(50, SOON);
+        ledger.stop_and_check().assert_nothing_lost();
+    }
+
     fn a_missing_socket_directory_is_no_obstacle(host: Host) {
         let ledger = ledger_of(&host);
         faults::p11_socket_directory::inject_missing(&host);

@@ -7,6 +7,7 @@ pub mod h2_long_crash_recovery;
 pub mod o1_operator_off;
 pub mod o3_standby;
 pub mod o5_data_directory_in_use;
+pub mod p10_port_taken;
 pub mod p11_socket_directory;
 pub mod p12_socket_removed;
 pub mod p1_postmaster_killed;

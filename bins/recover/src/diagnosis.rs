@@ -109,7 +109,7 @@ impl Fault {
             Fault::NotOurs("S9") => "pg_control is missing or damaged, and there is no copy to put back",
             Fault::ControlFile => "pg_control is missing or damaged",
             Fault::NotOurs("S11") => "WAL that was flushed is missing; a start would lose commits",
-            Fault::NotOurs("P10") => "its port is taken",
+            Fault::NotOurs("P10") => "somebody else has its port; it is started as soon as that is free",
             Fault::NotOurs("S5") => "it waits for the disk, or its recovery does not move",
             Fault::NotOurs(_) => "this is a fault that wants a person",
             Fault::Unknown => "nothing that this program knows explains what it sees",
@@ -358,6 +358,11 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
     if let Err(why) = &facts.socket_directory {
         evidence.push(why.clone());
         return Fault::SocketDirectory;
+    }
+    // Neither ended nor evaded: when the port is free again, the next look finds nothing in the way.
+    if let Some(why) = &facts.port_taken {
+        evidence.push(why.clone());
+        return Fault::NotOurs("P10");
     }
     if let Some((message, class)) = &facts.failure {
         evidence.push(format!("the server's last word was: {message}"));

@@ -18,7 +18,7 @@ use shared::prestart::{self, Obstacle};
 use shared::process::{self, Family, Identity, Process};
 use shared::standing::{self, Standing};
 use shared::unit::UnitState;
-use shared::{Result, ballast, command, health, socket};
+use shared::{Result, ballast, command, health, port, socket};
 
 use crate::{control_file, server_log};
 
@@ -81,6 +81,10 @@ pub struct Facts {
     /// Bytes that can be given back on the volume of pg_wal.
     pub ballast: u64,
     pub socket_directory: Result<(), String>,
+    /// Who has the port instead; only looked at when no postmaster runs.
+    pub port_taken: Option<String>,
+    /// What does not keep a server that runs from running, and a person should know.
+    pub warnings: Vec<String>,
     pub configuration: Configuration,
     /// The server's last FATAL since it was last seen well, or since our own last start, and its class.
     pub failure: Option<(String, Option<&'static str>)>,
@@ -216,6 +220,11 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         },
         asked_by_checks: asked_by_checks(cluster, config, evidence.as_ref()),
         socket_directory: socket_directory(cluster),
+        port_taken: if down { port::taken(cluster) } else { None },
+        warnings: match (&connection, &family.postmaster) {
+            (Ok(()), Some(postmaster)) => half_deaf(cluster, postmaster),
+            _ => Vec::new(),
+        },
         ballast: if down { ballast::size(cluster)? } else { 0 },
         stopped_by_us: memory.stopped_by_us,
         started_by_us: memory.started,
@@ -242,6 +251,12 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
 fn asked_by_checks(cluster: &Cluster, config: &Config, evidence: Option<&Evidence>) -> bool {
     let health = health::state(&cluster.name()).value;
     health.failures >= config.health.max_failures && !evidence.is_some_and(|e| e.at.is_after(&health.at))
+}
+
+/// Addresses on which clients of this server reach somebody else (P10).
+pub fn half_deaf(cluster: &Cluster, postmaster: &Process) -> Vec<String> {
+    let told = |other| format!("it does not listen wherever it should: {other}");
+    port::others(cluster, postmaster.pid).into_iter().map(told).collect()
 }
 
 /// The target that our own sessions use: the cluster's socket, its owner's role.

@@ -156,6 +156,11 @@ impl<'a> Recovery<'a> {
             let facts = facts::look(&self.cluster, self.config, &self.memory)?;
             let diagnosis = diagnose(&facts, self.config, &self.name);
             self.say_diagnosis(&diagnosis);
+            if diagnosis.fault == Fault::Well {
+                for warning in &facts.warnings {
+                    log::warn!(PG_CLUSTER = self.name; "cluster {}: {warning}", self.name);
+                }
+            }
             let next = plan(&facts, &diagnosis, &self.tried).into_iter().next();
             match (&diagnosis.fault, next) {
                 (Fault::Well, _) if self.tried.is_empty() => return Ok(self.well()),
