@@ -213,6 +213,12 @@ pub fn family(data_directory: &Path, owner: &Owner) -> Result<Family> {
     })
 }
 
+/// The children of a process (/proc/PID/task/PID/children, proc(5)); those of a server are all of its first thread.
+pub fn children(pid: i32) -> Vec<Process> {
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_ascii_whitespace().filter_map(|child| Process::of(child.parse().ok()?)).collect()
+}
+
 /// Every process of the host.
 pub fn all() -> impl Iterator<Item = Process> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -55,6 +55,15 @@ facts_on_both_suites! {
         assert_eq!(host.postmaster_pid(), postmaster, "it was continued, not restarted");
     }
 
+    fn a_stopped_checkpointer_is_continued_though_no_client_notices(host: Host) {
+        let ledger = ledger_of(&host);
+        let checkpointer = faults::p3_checkpointer_stopped::inject(&host);
+        host.wait_until("it is healed", SOON, || !host.recoveries().is_empty());
+        healed(&host, ledger, "P3", SOON);
+        assert_ne!(host.state_of_process(checkpointer), Some('T'));
+        host.psql("CHECKPOINT");
+    }
+
     fn a_stale_an_empty_and_a_garbage_lock_file_after_a_power_cut_do_not_keep_it_down(host: Host) {
         let ledger = ledger_of(&host);
         for inject in [

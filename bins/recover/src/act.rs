@@ -87,18 +87,25 @@ impl Actor<'_> {
     }
 
     fn resume(&self, facts: &Facts) -> Result<String> {
-        let stopped: Vec<&Process> = facts.family.all().filter(|p| p.is_stopped()).collect();
+        let is_postmaster_stopped = facts.family.postmaster.as_ref().is_some_and(Process::is_stopped);
+        let stopped: Vec<&Process> = if is_postmaster_stopped {
+            facts.family.all().filter(|p| p.is_stopped()).collect()
+        } else {
+            facts.stopped_children.iter().collect()
+        };
+        let goes_on = || stopped.iter().all(|p| p.again().is_none_or(|p| !p.is_stopped()));
         for process in &stopped {
             send_to(process, Signal::SIGCONT)?;
         }
         let deadline = Instant::now() + Duration::from_secs(3);
         let mut answer = self.connect(Duration::from_millis(500));
-        while answer.is_err() && Instant::now() < deadline {
+        while (answer.is_err() || !goes_on()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
             answer = self.connect(Duration::from_millis(500));
         }
         let done = format!("SIGCONT to {} processes", stopped.len());
         match answer {
+            Ok(()) if !goes_on() => Err(Error::failed(format!("{done}, but somebody stops them again"))),
             Ok(()) => Ok(format!("{done}; it answers")),
             Err(refusal) => Err(Error::failed(format!("{done}, but it does not answer: {refusal}"))),
         }

@@ -29,6 +29,8 @@ pub enum Fault {
     Killed,
     /// P2: SIGSTOP, or nothing happens any more.
     Stopped,
+    /// P3: SIGSTOP to children of a postmaster that is well.
+    ChildStopped,
     Hung,
     /// P6: the lock file is empty or garbage, and nobody owns it.
     BadLockFile,
@@ -66,6 +68,7 @@ impl Fault {
             Fault::Moving | Fault::Settling => "H2",
             Fault::Killed => "P1",
             Fault::Stopped | Fault::Hung => "P2",
+            Fault::ChildStopped => "P3",
             Fault::BadLockFile => "P6",
             Fault::RecycledPid => "P7",
             Fault::LockFileGone => "P8",
@@ -91,6 +94,7 @@ impl Fault {
             Fault::Down => "it was stopped cleanly although it is meant to run",
             Fault::Killed => "the postmaster is dead",
             Fault::Stopped => "the postmaster was stopped by a signal",
+            Fault::ChildStopped => "processes of the server were stopped by a signal",
             Fault::Hung => "the postmaster hangs",
             Fault::BadLockFile => "postmaster.pid is damaged and nobody's",
             Fault::RecycledPid => "postmaster.pid names a process of somebody else",
@@ -186,6 +190,7 @@ fn running(facts: &Facts, config: &Config, evidence: &mut Vec<String>) -> Fault 
                     |()| Fault::ControlFile,
                 )
             }
+            _ if !facts.stopped_children.is_empty() => child_stopped(facts, evidence),
             _ if !facts.wrong_modes.is_empty() => {
                 evidence.push(describe_modes(facts));
                 Fault::Mode
@@ -196,6 +201,7 @@ fn running(facts: &Facts, config: &Config, evidence: &mut Vec<String>) -> Fault 
             evidence.push("its startup process moves".into());
             Fault::Moving
         }
+        Err(Refusal::Starting(_)) if !facts.stopped_children.is_empty() => child_stopped(facts, evidence),
         Err(Refusal::Starting(_)) => {
             evidence.push(format!("its startup process did not move for {}s", STARTUP_IS_STUCK.as_secs()));
             Fault::NotOurs("S5")
@@ -222,6 +228,12 @@ fn running(facts: &Facts, config: &Config, evidence: &mut Vec<String>) -> Fault 
         },
         Err(_) => Fault::Unknown,
     }
+}
+
+/// Wrongly diagnosed, a process goes on that somebody had stopped with a signal: it does what it would have done anyway.
+fn child_stopped(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
+    evidence.extend(facts.stopped_children.iter().map(|p| format!("\"{}\" (PID {}) is stopped", p.title(), p.pid)));
+    Fault::ChildStopped
 }
 
 /// Wrongly diagnosed, a second name leads to the server all the same, and a restart ends idle sessions of a server that

@@ -72,6 +72,8 @@ pub struct Facts {
     pub socket_lost: Option<SocketLost>,
     /// Does the process that has to move (startup process, postmaster) move? Only looked at when nobody is let in.
     pub moves: bool,
+    /// Children of a postmaster that runs, stopped by a signal and by no debugger, seen twice.
+    pub stopped_children: Vec<Process>,
     /// Somebody has hold of its processes on purpose; reads on from "it ".
     pub held: Option<&'static str>,
     /// Why a start is not safe; only looked at when no postmaster runs.
@@ -109,6 +111,21 @@ pub struct SocketLost {
     pub alive: Result<String, String>,
     /// Sessions that a restart would disturb.
     pub at_work: usize,
+}
+
+/// How long a child stays stopped that nobody is about to continue.
+const STAYS_STOPPED: Duration = Duration::from_millis(500);
+
+fn stopped_children(family: &Family) -> Vec<Process> {
+    // One whose parent is another process is none of this postmaster's; one in a frozen group is somebody's wish.
+    let is_ours = |p: &Process| family.postmaster.as_ref().is_some_and(|postmaster| postmaster.pid == p.parent);
+    let is_stopped = |p: &Process| p.is_stopped() && is_ours(p) && !p.is_traced() && !p.is_frozen();
+    let mut stopped: Vec<Process> = family.children.iter().filter(|p| is_stopped(p)).cloned().collect();
+    if !stopped.is_empty() {
+        std::thread::sleep(STAYS_STOPPED);
+        stopped.retain(|p| p.again().as_ref().is_some_and(is_stopped));
+    }
+    stopped
 }
 
 /// The configuration as the server would read it at its next start, against the last one it was seen to run with.
@@ -189,6 +206,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
     };
     // The postmaster was looked at before the connections were made.
     family.postmaster = family.postmaster.and_then(|p| p.again());
+    let stopped_children = stopped_children(&family);
     let held = if family.all().any(|p| p.is_traced()) {
         Some("is being debugged")
     } else if family.postmaster.as_ref().is_some_and(|p| p.is_frozen()) {
@@ -211,6 +229,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
     let log = if down { server_log::tail(cluster, Some(&since)) } else { String::new() };
     Ok(Facts {
         saved_lock_file: saved_lock_file(cluster, &family),
+        stopped_children,
         held,
         // Many files take a while, and a server that does not answer has another fault.
         wrong_modes: if down || connection.is_ok() {

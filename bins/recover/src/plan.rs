@@ -134,6 +134,10 @@ fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
             steps.push(start);
             steps
         }
+        // Whoever stops it again has a reason. Nothing more is done: an end of one of them is a crash of all sessions.
+        Fault::ChildStopped => {
+            vec![(Step::Continue, "a stopped process goes on where it was, and nobody loses a connection")]
+        }
         Fault::Hung => stop.into_iter().chain([start]).collect(),
         Fault::BadLockFile | Fault::RecycledPid => {
             vec![(Step::SetLockFileAside, "no process of the cluster is left; the file is kept as evidence"), start]
@@ -271,6 +275,7 @@ mod tests {
             connection: Err(Refusal::NoSocket),
             socket_lost: None,
             moves: false,
+            stopped_children: Vec::new(),
             held: None,
             obstacles: Vec::new(),
             wrong_modes: Vec::new(),
@@ -357,6 +362,7 @@ mod tests {
         let cases: Vec<(Facts, &str, &[&str])> = vec![
             (killed(), "P1", &["start"]),
             (hung('T', false), "P2", &["continue", "stop-fast", "stop-immediate", "kill-postmaster", "start"]),
+            (Facts { stopped_children: vec![process(11, 'T')], ..well() }, "P3", &["continue"]),
             (hung('S', false), "P2", &["stop-fast", "stop-immediate", "kill-postmaster", "start"]),
             (garbage, "P6", &["set-lock-file-aside", "start"]),
             (recycled, "P7", &["set-lock-file-aside", "start"]),
@@ -394,6 +400,8 @@ mod tests {
         let unclear =
             Facts { family: Family { unclear: vec![5], ..Family::default() }, obstacles: obstacle("P9"), ..killed() };
         let debugged = Facts { held: Some("is being debugged"), connection: Err(Refusal::Timeout), ..well() };
+        let debugged_child =
+            Facts { held: Some("is being debugged"), stopped_children: vec![process(11, 'T')], ..well() };
         let ending =
             Facts { lock_file: LockFile::Missing, lock_file_lost: true, connection: Err(Refusal::NoSocket), ..well() };
         let slots = Facts { connection: Err(Refusal::OutOfSlots("x".into())), ..well() };
@@ -414,6 +422,7 @@ mod tests {
             (recovering, "H2"),
             (unclear, "P9"),
             (debugged, "O1"),
+            (debugged_child, "O1"),
             (slots, "L1"),
             (ending, "H2"),
             (socket(false, "ready"), "P12"),

@@ -246,6 +246,9 @@ impl Sentry {
                 if let Some(why) = self.keeper.control_lost().map(String::from) {
                     self.hand_over("S9", &format!("its server runs, and {why}"));
                 }
+                if let Some(child) = look.stopped_child() {
+                    self.hand_over("P3", &format!("its server runs, and a signal has stopped \"{child}\""));
+                }
                 if let Some(wrong) = self.keeper.take_wrong() {
                     self.hand_over("S7", &format!("its server runs, and {wrong}"));
                 }
