@@ -34,6 +34,8 @@ pub struct Verdict {
     pub stopped_by_us: bool,
     /// Class of the fault that was handed over last; an alarm is raised once for each.
     pub handed_over: String,
+    /// What the server said when a start failed for a reason that is not known, without numbers.
+    pub unknown: String,
     pub at: Stamp,
 }
 

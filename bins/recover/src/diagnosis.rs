@@ -9,6 +9,7 @@ use shared::process::{Identity, Process};
 use shared::standing::Standing;
 
 use crate::facts::{Facts, STARTUP_IS_STUCK, SocketLost};
+use crate::meaning;
 
 /// What is wrong, by the classes of the fault table in the README. What is not among them is `Unknown`.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,15 +108,9 @@ impl Fault {
             Fault::SocketGone { .. } => "its socket is gone while it runs",
             Fault::Mode => "the data directory has the wrong owner or mode, or something in it the wrong mode",
             Fault::Configuration(_) => "the configuration does not let it start",
-            Fault::NotOurs("L1") => "all connection slots are in use",
-            Fault::NoRoom | Fault::NotOurs("S2") => "there is no room for WAL",
-            Fault::NotOurs("S6") => "the data directory is missing or another one; its volume may not be mounted",
-            Fault::NotOurs("S9") => "pg_control is missing or damaged, and there is no copy to put back",
+            Fault::NoRoom => "there is no room for WAL",
             Fault::ControlFile => "pg_control is missing or damaged",
-            Fault::NotOurs("S11") => "WAL that was flushed is missing; a start would lose commits",
-            Fault::NotOurs("P10") => "somebody else has its port; it is started as soon as that is free",
-            Fault::NotOurs("S5") => "it waits for the disk, or its recovery does not move",
-            Fault::NotOurs(_) => "this is a fault that wants a person",
+            Fault::NotOurs(class) => meaning::of(class).map_or("this is a fault that wants a person", |row| row.means),
             Fault::Unknown => "nothing that this program knows explains what it sees",
         };
         format!("{text} ({})", self.class())

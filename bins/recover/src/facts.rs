@@ -250,7 +250,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         waited: memory.waited,
         lock_file_lost,
         lock_file_was_lost: log.contains("data directory lock file is invalid"),
-        failure: server_log::last_failure(&log),
+        failure: server_log::last_failure(&log, cluster.setting("log_line_prefix").unwrap_or("%m [%p] ")),
         standing,
         unit,
         family,

@@ -4,6 +4,7 @@ mod act;
 mod control_file;
 mod diagnosis;
 mod facts;
+mod meaning;
 mod operator;
 mod plan;
 mod recovery;
