@@ -6,7 +6,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use nix::sys::statvfs::statvfs;
+use nix::sys::statvfs::{Statvfs, statvfs};
 
 use crate::cluster::Cluster;
 use crate::control::{Control, ControlError};
@@ -169,7 +169,16 @@ fn space(pg_wal: &Path, segment: u64) -> Option<Obstacle> {
             format!("{} has {} MB free, crash recovery needs {}", pg_wal.display(), free >> 20, (2 * segment) >> 20);
         return Some(obstacle("S2", message));
     }
-    // Some file systems count no inodes and say 0 of 0.
-    (stat.files() > 0 && stat.files_available() < 16)
-        .then(|| obstacle("S2", format!("{} has {} inodes free", pg_wal.display(), stat.files_available())))
+    let inodes = format!("{} has {} inodes free", pg_wal.display(), stat.files_available());
+    lacks_inodes(&stat).then(|| obstacle("S2", inodes))
+}
+
+/// Some file systems count no inodes and say 0 of 0.
+fn lacks_inodes(stat: &Statvfs) -> bool {
+    stat.files() > 0 && stat.files_available() < 16
+}
+
+/// Bytes given back on the volume of pg_wal are of use: it is not inodes that it is short of. As the owner.
+pub fn bytes_would_help(data: &Path) -> bool {
+    statvfs(&data.join("pg_wal")).is_ok_and(|stat| !lacks_inodes(&stat))
 }

@@ -267,8 +267,10 @@ facts_on_both_suites! {
         let _disk = host.attach_disk("/wal", 300);
         let (unit, data) = (host.unit(), host.data_directory());
         host.operator_stops(&unit);
-        host.sh(&format!("chown postgres: /wal && mv {data}/pg_wal /wal/pg_wal && ln -s /wal/pg_wal {data}/pg_wal"));
+        host.sh(&format!("mv {data}/pg_wal /wal/pg_wal && ln -s /wal/pg_wal {data}/pg_wal"));
         host.sh(&format!("systemctl start {unit}"));
+        host.wait_for_journal("pg-watchdog", "postgres may not write in /wal", SOON);
+        host.sh("chown postgres: /wal && systemctl restart pg-watchdog");
         host.wait_until("room is kept", SOON, || host.file("/wal/pgsql_tmp.pg-recovery-ballast").exists());
         let ledger = ledger_of(&host);
         faults::s2_wal_disk_full::fill(&host);

@@ -80,7 +80,7 @@ pub struct Facts {
     pub obstacles: Vec<Obstacle>,
     /// What in the data directory has a mode with which its owner cannot use it.
     pub wrong_modes: Vec<PathBuf>,
-    /// Bytes that can be given back on the volume of pg_wal.
+    /// Bytes that can be given back on the volume of pg_wal, and would help there.
     pub ballast: u64,
     pub socket_directory: Result<(), String>,
     /// Who has the port instead; only looked at when no postmaster runs.
@@ -244,7 +244,11 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
             (Ok(()), Some(postmaster)) => half_deaf(cluster, postmaster),
             _ => Vec::new(),
         },
-        ballast: if down { ballast::size(cluster)? } else { 0 },
+        ballast: if down && cluster.owner.act(|| prestart::bytes_would_help(&cluster.data_directory))? {
+            ballast::size(cluster)?
+        } else {
+            0
+        },
         stopped_by_us: memory.stopped_by_us,
         started_by_us: memory.started,
         waited: memory.waited,

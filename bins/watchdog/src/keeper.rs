@@ -51,6 +51,8 @@ pub struct Keeper {
     survey: Option<Receiver<io::Result<Survey>>>,
     /// What was found with the wrong mode.
     wrong: Option<String>,
+    /// Why no room could be kept when that was tried last; said once.
+    no_room: Option<String>,
     /// Checkpoints completed since the sizes were taken, while `files.next` waits for them.
     checkpoints: Option<u32>,
     not_before: Option<Instant>,
@@ -77,6 +79,7 @@ impl Keeper {
             survey_at: None,
             survey: None,
             wrong: None,
+            no_room: None,
             checkpoints: None,
             not_before: None,
             good: None,
@@ -244,9 +247,14 @@ impl Keeper {
             return;
         }
         self.survey_at = Some(Instant::now() + SURVEY_EVERY);
-        if let Some(Err(why)) = ballast.map(|want| ballast::keep(cluster, want)) {
-            log::warn!(PG_CLUSTER = self.name.as_str(); "{}", why.message);
+        let no_room = ballast.and_then(|want| ballast::keep(cluster, want).err()).map(|why| {
+            let hint = why.hint.map(|hint| format!("\nHINT: {hint}")).unwrap_or_default();
+            format!("{}{hint}", why.message)
+        });
+        if let Some(why) = no_room.as_ref().filter(|_| no_room != self.no_room) {
+            log::warn!(PG_CLUSTER = self.name.as_str(); "{why}");
         }
+        self.no_room = no_room;
         let (give, take) = mpsc::channel();
         let (cluster, list) = (cluster.clone(), (self.checkpoints.is_none() && self.may_write()).then_some(next));
         let work = move || {
