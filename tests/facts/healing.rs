@@ -213,6 +213,18 @@ facts_on_both_suites! {
         assert_eq!(host.file(&host.data_directory()).owner(), host.uid_of("postgres"));
     }
 
+    fn missing_folders_are_made_anew_only_when_they_are_empty_by_design(host: Host) {
+        let ledger = ledger_of(&host);
+        faults::s8_missing_folders::inject(&host, &["pg_notify", "pg_subtrans", "pg_dynshmem"]);
+        healed(&host, ledger, "S8", SOON);
+        assert_eq!(host.file(&format!("{}/pg_notify", host.data_directory())).mode() & 0o777, 0o700);
+        faults::s8_missing_folders::inject(&host, &["pg_twophase", "pg_stat_tmp"]);
+        host.wait_until("it is handed over", SOON, || host.recoveries().last().is_some_and(|r| r["outcome"] == "manual"));
+        host.journal_of("pg-recover").says("pg_twophase; their content is part of the data");
+        let is_missing = |name: &str| !host.file(&format!("{}/{name}", host.data_directory())).exists();
+        assert!(is_missing("pg_twophase") && is_missing("pg_stat_tmp"));
+    }
+
     fn files_that_the_server_cannot_read_after_a_crash_are_made_right(host: Host) {
         let ledger = ledger_of(&host);
         host.sh("systemctl stop pg-watchdog");

@@ -24,6 +24,7 @@ pub mod s11_newest_wal_removed;
 pub mod s2_wal_disk_full;
 pub mod s6_dead_volume;
 pub mod s7_data_directory_permissions;
+pub mod s8_missing_folders;
 pub mod s9_pg_control_missing;
 pub mod session;
 pub mod t1_state_file;

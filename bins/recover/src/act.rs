@@ -2,7 +2,7 @@
 
 use std::fs::Permissions;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -54,6 +54,7 @@ impl Actor<'_> {
             Step::CreateSocketDirectory => self.create_socket_directory(),
             Step::PutSocketBack => self.put_socket_back(facts),
             Step::ReleaseBallast => self.release_ballast(),
+            Step::MakeFolders => self.make_folders(facts),
             Step::RestoreControlFile => self.restore_control_file(facts),
             Step::RestoreMode => self.restore_mode(),
             Step::RestoreConfiguration { restore, set_aside } => self.restore_configuration(restore, set_aside),
@@ -264,6 +265,19 @@ impl Actor<'_> {
         log::error!(PG_CLUSTER = name, PG_FAULT = "S2", PG_RECOVERY_ID = self.id; "{text}");
         terminals::tell("pg-recover", &text);
         Ok(format!("{freed} MB given back"))
+    }
+
+    fn make_folders(&self, facts: &Facts) -> Result<String> {
+        let data = &self.cluster.data_directory;
+        self.cluster.owner.act(|| -> std::io::Result<()> {
+            // As the server makes its own: group access if the data directory has it (initdb -g).
+            let mode = 0o700 | (std::fs::metadata(data)?.permissions().mode() & 0o050);
+            for name in &facts.missing_folders {
+                std::fs::DirBuilder::new().mode(mode).create(data.join(name))?;
+            }
+            state::sync_folder(data)
+        })??;
+        Ok(format!("made {}", facts.missing_folders.join(", ")))
     }
 
     fn restore_control_file(&self, facts: &Facts) -> Result<String> {

@@ -52,6 +52,8 @@ pub enum Fault {
     ControlFile,
     /// S2: no room for WAL, and some that can be given back.
     NoRoom,
+    /// S8: folders of the data directory are missing that are empty by design.
+    MissingFolders,
     /// S7: owner or mode of the data directory, or mode of something in it.
     Mode,
     /// C1, C2, C3: the configuration does not let it start.
@@ -78,6 +80,7 @@ impl Fault {
             Fault::SocketGone { .. } => "P12",
             Fault::ControlFile => "S9",
             Fault::NoRoom => "S2",
+            Fault::MissingFolders => "S8",
             Fault::Mode => "S7",
             Fault::Configuration(class) | Fault::NotOurs(class) => class,
             Fault::Unknown => "unknown",
@@ -106,6 +109,7 @@ impl Fault {
                 "its socket is gone while it runs, only a restart makes it anew, and now is not the time"
             }
             Fault::SocketGone { .. } => "its socket is gone while it runs",
+            Fault::MissingFolders => "folders of the data directory are missing that are empty by design",
             Fault::Mode => "the data directory has the wrong owner or mode, or something in it the wrong mode",
             Fault::Configuration(_) => "the configuration does not let it start",
             Fault::NoRoom => "there is no room for WAL",
@@ -287,8 +291,10 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
         let worst = obstacles.find(|o| !later(o.fault)).map_or("unknown", |o| o.fault);
         return match (worst, &facts.control_copy) {
             // Without pg_control it cannot be told whether it was stopped cleanly; what the unit says has to do.
-            ("S2" | "S7", _) | ("S9", Ok(())) if may_be_on_purpose(facts) => Fault::StoppedOnPurpose,
+            ("S2" | "S7" | "S8", _) | ("S9", Ok(())) if may_be_on_purpose(facts) => Fault::StoppedOnPurpose,
             ("S7", _) => Fault::Mode,
+            // Wrongly diagnosed, there is an empty folder more.
+            ("S8", _) if !facts.missing_folders.is_empty() => Fault::MissingFolders,
             // What its owner cannot read looks as if it were missing or damaged.
             ("S6" | "S9" | "S11", _) if !facts.wrong_modes.is_empty() && !may_be_on_purpose(facts) => {
                 evidence.push(describe_modes(facts));

@@ -80,6 +80,8 @@ pub struct Facts {
     pub obstacles: Vec<Obstacle>,
     /// What in the data directory has a mode with which its owner cannot use it.
     pub wrong_modes: Vec<PathBuf>,
+    /// Folders of the data directory that are missing and may be made anew.
+    pub missing_folders: Vec<&'static str>,
     /// Bytes that can be given back on the volume of pg_wal, and would help there.
     pub ballast: u64,
     pub socket_directory: Result<(), String>,
@@ -243,6 +245,11 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         warnings: match (&connection, &family.postmaster) {
             (Ok(()), Some(postmaster)) => half_deaf(cluster, postmaster),
             _ => Vec::new(),
+        },
+        missing_folders: if down {
+            cluster.owner.act(|| prestart::missing_folders(&cluster.data_directory))?
+        } else {
+            Vec::new()
         },
         ballast: if down && cluster.owner.act(|| prestart::bytes_would_help(&cluster.data_directory))? {
             ballast::size(cluster)?

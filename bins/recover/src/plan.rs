@@ -39,6 +39,8 @@ pub enum Step {
     PutSocketBack,
     /// Remove the file of our own that keeps room free on the volume of pg_wal.
     ReleaseBallast,
+    /// Those that are missing and empty by design.
+    MakeFolders,
     /// The newest copy of pg_control from which on WAL is complete.
     RestoreControlFile,
     /// Owner and mode of the data directory, as recorded, and the mode of what is in it, as the server makes its files.
@@ -64,6 +66,7 @@ impl Step {
             Step::CreateSocketDirectory => "create-socket-directory",
             Step::PutSocketBack => "put-socket-back",
             Step::ReleaseBallast => "release-ballast",
+            Step::MakeFolders => "make-folders",
             Step::RestoreControlFile => "restore-control-file",
             Step::RestoreMode => "restore-mode",
             Step::RestoreConfiguration { .. } => "restore-configuration",
@@ -78,6 +81,7 @@ impl Step {
             | Step::CreateSocketDirectory
             | Step::PutSocketBack
             | Step::ReleaseBallast
+            | Step::MakeFolders
             | Step::Start => Risk::None,
             _ => Risk::Low,
         }
@@ -175,6 +179,9 @@ fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
                 (Step::ReleaseBallast, "a file of our own that was kept for this; nothing in pg_wal is touched"),
                 start,
             ]
+        }
+        Fault::MissingFolders => {
+            vec![(Step::MakeFolders, "the server keeps nothing in them while it does not run"), start]
         }
         Fault::ControlFile => {
             let (why, running) = if facts.family.postmaster.is_some() {
@@ -280,6 +287,7 @@ mod tests {
             obstacles: Vec::new(),
             wrong_modes: Vec::new(),
             ballast: 0,
+            missing_folders: Vec::new(),
             socket_directory: Ok(()),
             port_taken: None,
             warnings: Vec::new(),
@@ -377,6 +385,11 @@ mod tests {
             (folder_gone, "P12", &["create-socket-directory", "put-socket-back"]),
             (Facts { obstacles: obstacle("S7"), ..killed() }, "S7", &["restore-mode", "start"]),
             (Facts { ballast: 32 << 20, obstacles: obstacle("S2"), ..killed() }, "S2", &["release-ballast", "start"]),
+            (
+                Facts { missing_folders: vec!["pg_notify"], obstacles: obstacle("S8"), ..killed() },
+                "S8",
+                &["make-folders", "start"],
+            ),
             (Facts { wrong_modes: wrong(), ..killed() }, "S7", &["restore-mode", "start"]),
             (Facts { wrong_modes: wrong(), obstacles: obstacle("S11"), ..killed() }, "S7", &["restore-mode", "start"]),
             (Facts { wrong_modes: wrong(), ..well() }, "S7", &["restore-mode"]),
@@ -432,6 +445,7 @@ mod tests {
             (Facts { obstacles: obstacle("S9"), ..killed() }, "S9"),
             (Facts { control: Err(ControlError::Missing), ..well() }, "S9"),
             (Facts { obstacles: obstacle("S6"), ..killed() }, "S6"),
+            (Facts { obstacles: obstacle("S8"), ..killed() }, "S8"),
             (Facts { port_taken: Some("x".into()), ..killed() }, "P10"),
             (Facts { obstacles: obstacle("S2"), ballast: 31 << 20, ..killed() }, "S2"),
             (Facts { lock_owner: Some(Identity::Unclear), ..killed() }, "P7"),
