@@ -225,6 +225,19 @@ facts_on_both_suites! {
         assert!(is_missing("pg_twophase") && is_missing("pg_stat_tmp"));
     }
 
+    fn a_file_of_somebody_else_is_told_with_the_command_that_gives_it_back(host: Host) {
+        let ledger = ledger_of(&host);
+        let path = faults::s7_data_directory_permissions::inject_owner_of_a_file(&host);
+        let command = format!("chown --no-dereference postgres: {path}");
+        host.wait_for_journal("pg-recover", &format!("{path} belongs to root, not to postgres"), SOON);
+        host.journal_of("pg-recover").says(&command);
+        assert_eq!(host.file(&path).owner(), 0);
+        host.sh(&command);
+        assert!(host.start_and_wait("pg-recovery.service").success());
+        ledger.wait_for_commits_within(50, SOON);
+        ledger.stop_and_check().assert_nothing_lost();
+    }
+
     fn files_that_the_server_cannot_read_after_a_crash_are_made_right(host: Host) {
         let ledger = ledger_of(&host);
         host.sh("systemctl stop pg-watchdog");

@@ -300,6 +300,11 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
                 evidence.push(describe_modes(facts));
                 Fault::Mode
             }
+            // To give away what somebody may have moved here is for a person.
+            ("S6" | "S9" | "S10" | "S11", _) if facts.foreign.is_some() => {
+                evidence.extend(facts.foreign.clone());
+                Fault::NotOurs("S7")
+            }
             ("S2", _) if makes_room(facts) => Fault::NoRoom,
             ("S9", Ok(())) => Fault::ControlFile,
             ("S9", Err(why)) => {
@@ -383,7 +388,10 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
             Some(class @ ("C1" | "C2" | "C3")) if differs(facts) => return Fault::Configuration(class),
             // It is what our own start met. An older message is no reason not to try once: every check before a start
             // has passed, and what the server complained about may be mended.
-            Some(class) if facts.started_by_us => return Fault::NotOurs(class),
+            Some(class) if facts.started_by_us => {
+                evidence.extend(facts.foreign.clone().filter(|_| *class == "S7"));
+                return Fault::NotOurs(class);
+            }
             // In words that are not known here, but with a configuration that it never ran with.
             None if facts.started_by_us && differs(facts) => return Fault::Configuration("C3"),
             None if facts.started_by_us => return Fault::Unknown,

@@ -12,6 +12,7 @@ use shared::config::Config;
 use shared::control::{Control, ControlError};
 use shared::evidence::{self, Evidence};
 use shared::modes;
+use shared::owner::Owner;
 use shared::pidfile::LockFile;
 use shared::point::{self, Copy};
 use shared::prestart::{self, Obstacle};
@@ -80,6 +81,8 @@ pub struct Facts {
     pub obstacles: Vec<Obstacle>,
     /// What in the data directory has a mode with which its owner cannot use it.
     pub wrong_modes: Vec<PathBuf>,
+    /// What in the data directory belongs to somebody else so that its owner cannot use it, and what a person types then.
+    pub foreign: Option<String>,
     /// Folders of the data directory that are missing and may be made anew.
     pub missing_folders: Vec<&'static str>,
     /// Bytes that can be given back on the volume of pg_wal, and would help there.
@@ -243,9 +246,10 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         socket_directory: socket_directory(cluster),
         port_taken: if down { port::taken(cluster) } else { None },
         warnings: match (&connection, &family.postmaster) {
-            (Ok(()), Some(postmaster)) => half_deaf(cluster, postmaster),
+            (Ok(()), Some(postmaster)) => half_deaf(cluster, postmaster).into_iter().chain(foreign(cluster)?).collect(),
             _ => Vec::new(),
         },
+        foreign: if down { foreign(cluster)? } else { None },
         missing_folders: if down {
             cluster.owner.act(|| prestart::missing_folders(&cluster.data_directory))?
         } else {
@@ -281,6 +285,33 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
 fn asked_by_checks(cluster: &Cluster, config: &Config, evidence: Option<&Evidence>) -> bool {
     let health = health::state(&cluster.name()).value;
     health.failures >= config.health.max_failures && !evidence.is_some_and(|e| e.at.is_after(&health.at))
+}
+
+/// Names the first ones, whose they are, and the command that gives them back.
+fn foreign(cluster: &Cluster) -> Result<Option<String>> {
+    let (data, owner) = (&cluster.data_directory, &cluster.owner);
+    let found = modes::foreign(data, owner)?;
+    let Some((_, uid)) = found.first() else { return Ok(None) };
+    let user = |uid: u32| Owner::of_uid(uid).map_or(format!("user {uid}"), |user| user.name);
+    let shown: Vec<String> = found
+        .iter()
+        .take(3)
+        .map(|(path, uid)| format!("{} belongs to {}", data.join(path).display(), user(*uid)))
+        .collect();
+    let more = if found.len() > 3 { format!(", and {} more", found.len() - 3) } else { String::new() };
+    let give_back = format!("chown --no-dereference {}:", owner.name);
+    // A name that a shell would take for more than a name is not for a command line.
+    let is_plain =
+        |path: &Path| path.to_str().is_some_and(|p| p.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c)));
+    let command = match &found[..] {
+        [(path, _)] if is_plain(&data.join(path)) => format!("{give_back} {}", data.join(path).display()),
+        _ => format!("find {} -xdev -user {uid} -exec {give_back} {{}} +", data.display()),
+    };
+    Ok(Some(format!(
+        "{}{more}, not to {}, who cannot use it; to give it back: {command}",
+        shown.join(", "),
+        owner.name
+    )))
 }
 
 /// Addresses on which clients of this server reach somebody else (P10).
