@@ -337,7 +337,7 @@ facts_on_both_suites! {
         host.wait_until("this configuration is the last good one", SOON, || {
             host.run("grep -l \"max_prepared_transactions = '5'\" /var/lib/pg-recovery/points/*-good/*").success()
         });
-        for setting in ["wal_level = minimal", "listen_addresses = '192.0.2.1'", "max_prepared_transactions = 0"] {
+        for setting in ["shared_buffers = '4TB'", "wal_level = minimal", "listen_addresses = '192.0.2.1'", "max_prepared_transactions = 0"] {
             let healings = host.recoveries().len();
             assert!(!faults::c3_missing_preload_library::inject_setting(&host, setting).success());
             host.wait_until(setting, SOON, || host.recoveries().len() > healings);
@@ -345,6 +345,21 @@ facts_on_both_suites! {
         }
         healed(&host, ledger, "C3", SOON);
         assert_eq!(host.psql("SELECT gid FROM pg_prepared_xacts"), "waits");
+    }
+
+    fn a_key_that_does_not_belong_to_its_certificate_gives_way_to_the_last_good_pair(host: Host) {
+        let key = faults::c5_tls_key::prepare(&host);
+        let (content, mode) = (host.file(&key).read(), host.file(&key).mode());
+        host.wait_until("the pair is known to be good", SOON, || {
+            host.run("grep -l server.key /var/lib/pg-recovery/points/*-good/manifest.json").success()
+        });
+        let ledger = ledger_of(&host);
+        faults::c5_tls_key::inject(&host);
+        healed(&host, ledger, "C5", SOON);
+        assert_eq!((host.file(&key).read(), host.file(&key).mode()), (content, mode));
+        assert_eq!(host.psql("SHOW ssl"), "on");
+        host.sh(&format!("ls {key}.broken-* && test $(stat -c %a {key}.broken-*) = 600"));
+        host.journal_of("pg-recover").does_not_say("PRIVATE KEY");
     }
 
     fn a_long_crash_recovery_is_left_alone(host: Host) {

@@ -3,6 +3,7 @@
 pub mod c1_bad_postgresql_conf;
 pub mod c2_bad_pg_hba_conf;
 pub mod c3_missing_preload_library;
+pub mod c5_tls_key;
 pub mod h2_long_crash_recovery;
 pub mod o1_operator_off;
 pub mod o3_standby;

@@ -400,7 +400,10 @@ impl Actor<'_> {
             let beside = beside(&real, self.id);
             let written = cluster.owner.act(|| {
                 match current {
-                    Some(current) => state::replace(&beside, &current.bytes, current.mode)?,
+                    // The mode of a key may be what is wrong with it.
+                    Some(current) => {
+                        state::replace(&beside, &current.bytes, if copy.tls { 0o600 } else { current.mode })?
+                    }
                     None if real.symlink_metadata().is_ok() => std::fs::rename(&real, &beside)?,
                     None => {}
                 }
@@ -413,7 +416,13 @@ impl Actor<'_> {
                 ))
             })?;
             let old = current.map_or(&[][..], |c| &c.bytes);
-            log::warn!(PG_CLUSTER = cluster.name(); "put back {}, the one that was there is {}; the difference:\n{}", path.display(), beside.display(), point::difference(old, &copy.bytes));
+            // What is in a key is nobody's business.
+            let difference = if copy.tls {
+                String::new()
+            } else {
+                format!("; the difference:\n{}", point::difference(old, &copy.bytes))
+            };
+            log::warn!(PG_CLUSTER = cluster.name(); "put back {}, the one that was there is {}{difference}", path.display(), beside.display());
             told.push(path.display().to_string());
         }
         for path in set_aside {

@@ -56,7 +56,7 @@ pub enum Fault {
     MissingFolders,
     /// S7: owner or mode of the data directory, or mode of something in it.
     Mode,
-    /// C1, C2, C3: the configuration does not let it start.
+    /// C1 to C5: the configuration, or the TLS key and certificate in it, does not let it start.
     Configuration(&'static str),
     /// Recognised, and nothing that this program repairs.
     NotOurs(&'static str),
@@ -385,7 +385,8 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
     if let Some((message, class)) = &facts.failure {
         evidence.push(format!("the server's last word was: {message}"));
         match class {
-            Some(class @ ("C1" | "C2" | "C3")) if differs(facts) => return Fault::Configuration(class),
+            Some("C5") if !facts.configuration.tls.is_empty() => return Fault::Configuration("C5"),
+            Some(class @ ("C1" | "C2" | "C3" | "C4" | "C5")) if differs(facts) => return Fault::Configuration(class),
             // It is what our own start met. An older message is no reason not to try once: every check before a start
             // has passed, and what the server complained about may be mended.
             Some(class) if facts.started_by_us => {

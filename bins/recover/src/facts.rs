@@ -141,6 +141,8 @@ pub struct Configuration {
     /// Files that differ from the last good ones or are missing, and new ones that were not there.
     pub changed: Vec<PathBuf>,
     pub added: Vec<PathBuf>,
+    /// Key and certificate, when content or mode of one is not what the server started with.
+    pub tls: Vec<PathBuf>,
     /// Why the server's program could not be asked.
     pub unchecked: Option<String>,
     /// Settings among the differences that this program does not put back.
@@ -455,6 +457,15 @@ fn configuration(cluster: &Cluster) -> Result<Configuration> {
     let mut found = Configuration { error, unchecked, ..Configuration::default() };
     let Some(good) = point::newest(&cluster.name(), "good") else { return Ok(found) };
     found.has_good = true;
+    let (tls, good): (Vec<Copy>, Vec<Copy>) = good.into_iter().partition(|copy| copy.tls);
+    let is_as_it_was = |copy: &Copy| {
+        let now = point::read(cluster, std::slice::from_ref(&copy.path)).unwrap_or_default();
+        now.first().is_some_and(|now| (&now.bytes, now.mode) == (&copy.bytes, copy.mode))
+    };
+    // They belong together: both are put back, or none.
+    if !tls.iter().all(is_as_it_was) {
+        found.tls = tls.into_iter().map(|copy| copy.path).collect();
+    }
     let files = point::files(cluster);
     // One file that cannot be read must not hide the others.
     let now: Vec<Copy> =
@@ -540,7 +551,7 @@ mod tests {
     use super::*;
 
     fn copy(path: &str, text: &str) -> Copy {
-        Copy { path: path.into(), mode: 0o644, bytes: text.into() }
+        Copy { path: path.into(), mode: 0o644, bytes: text.into(), tls: false }
     }
 
     #[test]

@@ -204,6 +204,9 @@ fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
 /// Which files to put back for a configuration that does not let the server start; the fewest that can be the cause.
 fn restore(facts: &Facts, class: &str) -> Option<Step> {
     let found = &facts.configuration;
+    if class == "C5" && !found.tls.is_empty() {
+        return Some(Step::RestoreConfiguration { restore: found.tls.clone(), set_aside: Vec::new() });
+    }
     if !found.has_good || !found.not_ours.is_empty() {
         return None;
     }
@@ -486,6 +489,7 @@ mod tests {
             error: None,
             changed: vec!["/c/pg_hba.conf".into(), "/c/postgresql.conf".into(), "/d/postgresql.auto.conf".into()],
             added: vec!["/c/conf.d/new.conf".into()],
+            tls: vec!["/d/server.crt".into(), "/d/server.key".into()],
             unchecked: None,
             not_ours: Vec::new(),
             has_good: true,
@@ -505,6 +509,14 @@ mod tests {
         assert_eq!(first(&hba, &[]), restore(&["/c/pg_hba.conf"], &[]));
         let setting = of(configuration(), Some(("could not access file".into(), Some("C3"))));
         assert_eq!(first(&setting, &[]), restore(&["/d/postgresql.auto.conf"], &[]));
+        let memory = of(configuration(), Some(("could not map anonymous shared memory".into(), Some("C4"))));
+        assert_eq!(first(&memory, &[]), restore(&["/d/postgresql.auto.conf"], &[]));
+        let key = of(configuration(), Some(("private key file".into(), Some("C5"))));
+        assert_eq!(first(&key, &[]), restore(&["/d/server.crt", "/d/server.key"], &[]));
+        // A renewed pair is no reason for a start that fails with other words.
+        let pair = Configuration { tls: vec!["/d/server.key".into()], has_good: true, ..Configuration::default() };
+        let other = Facts { started_by_us: true, ..of(pair, Some(("new words".into(), None))) };
+        assert_eq!(first(&other, &[Step::Start]), None);
         // A person changed what makes commits durable, or where the data is: that is not put back.
         let durable = Configuration { not_ours: vec!["fsync".into()], error: Some("x".into()), ..configuration() };
         assert_eq!(first(&of(durable, None), &[]), None);

@@ -29,8 +29,11 @@ const RETRY: Duration = Duration::from_secs(60);
 const SURVEY_STACK: usize = 256 << 10;
 const GOOD_EVERY: Duration = Duration::from_secs(30);
 
-/// A file's identity and times: mtime, ctime, size, inode.
-type Signature = Vec<(i64, i64, i64, i64, u64, u64)>;
+/// Identities and times of files: mtime, ctime, size, inode.
+type Times = Vec<(i64, i64, i64, i64, u64, u64)>;
+
+/// Of the configuration, and of the TLS key and certificate.
+type Signature = (Times, Times);
 
 pub struct Keeper {
     name: String,
@@ -271,10 +274,11 @@ impl Keeper {
         }
         self.good_at = Some(Instant::now());
         let Some(signature) = signature(cluster) else { return };
-        if self.good.as_ref() == Some(&signature) || !runs_with(session, &signature, patience).await {
+        if self.good.as_ref() == Some(&signature) {
             return;
         }
-        match point::remember_good(cluster, "started with it") {
+        let (true, started_with_tls) = runs_with(session, &signature, patience).await else { return };
+        match point::remember_good(cluster, "started with it", started_with_tls) {
             Ok(is_new) => {
                 self.good = Some(signature);
                 if is_new {
@@ -311,27 +315,34 @@ impl Keeper {
 }
 
 fn signature(cluster: &Cluster) -> Option<Signature> {
-    let files = point::files(cluster);
+    let (files, tls) = (point::files(cluster), point::tls_files(cluster));
     let stat = |path: &PathBuf| {
         let meta = std::fs::metadata(path).ok()?;
         Some((meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec(), meta.size(), meta.ino()))
     };
-    cluster.owner.act(|| files.iter().map(stat).collect::<Option<Signature>>()).ok().flatten()
+    let times = |files: &[PathBuf]| files.iter().map(stat).collect::<Option<Times>>();
+    cluster.owner.act(|| Some((times(&files)?, times(&tls)?))).ok().flatten()
 }
 
-/// The server has read these files since they last changed, found no error in them, and waits for no restart.
-async fn runs_with(session: &Session, signature: &Signature, patience: Duration) -> bool {
-    let newest = signature.iter().map(|(_, _, seconds, nanoseconds, ..)| (*seconds, *nanoseconds)).max();
-    let (seconds, nanoseconds) = newest.unwrap_or_default();
+/// The server has read the configuration since it last changed, found no error in it, and waits for no restart; and it was
+/// started since key and certificate last changed.
+async fn runs_with(session: &Session, (files, tls): &Signature, patience: Duration) -> (bool, bool) {
+    let newest = |times: &Times| {
+        let newest = times.iter().map(|(_, _, seconds, nanoseconds, ..)| (*seconds, *nanoseconds)).max();
+        let (seconds, nanoseconds) = newest.unwrap_or_default();
+        format!("to_timestamp({seconds}.{:06})", nanoseconds / 1000)
+    };
     let sql = format!(
-        "SELECT pg_conf_load_time() >= to_timestamp({seconds}.{:06}) \
+        "SELECT pg_postmaster_start_time() >= {}, pg_conf_load_time() >= {} \
          AND NOT EXISTS (SELECT FROM pg_file_settings WHERE error IS NOT NULL) \
          AND NOT EXISTS (SELECT FROM pg_hba_file_rules WHERE error IS NOT NULL) \
          AND NOT EXISTS (SELECT FROM pg_settings WHERE pending_restart)",
-        nanoseconds / 1000
+        newest(tls),
+        newest(files)
     );
     let rows = session.query(&sql, patience).await.unwrap_or_default();
-    rows.first().and_then(|row| row.first()?.as_deref()) == Some("t")
+    let is_true = |column: usize| rows.first().and_then(|row| row.get(column)?.as_deref()) == Some("t");
+    (is_true(1), is_true(0))
 }
 
 struct Survey {
