@@ -33,6 +33,8 @@ pub struct Look {
     pub lock_file_lost: bool,
     pub session: Option<Session>,
     pub beat: Option<Beat>,
+    /// The session was lost, and nobody has asked why yet.
+    pub cut_off: bool,
     children_at: Option<Instant>,
     fresh_at: Option<Instant>,
     fresh: Option<Result<(), Refusal>>,
@@ -53,6 +55,7 @@ impl Look {
             lock_file_lost: false,
             session: None,
             beat: None,
+            cut_off: false,
             children_at: None,
             fresh_at: None,
             fresh: None,
@@ -140,6 +143,7 @@ impl Look {
             }
             Err(_) => {
                 self.session = None;
+                self.cut_off = true;
                 self.beat = None;
                 false
             }

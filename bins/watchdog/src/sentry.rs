@@ -22,6 +22,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
 
 use crate::budget::{self, Budget};
+use crate::crash::Crashes;
 use crate::death::{self, End, Seen};
 use crate::handover::Handover;
 use crate::keeper::{self, Keeper};
@@ -46,6 +47,7 @@ pub struct Sentry {
     handover: Handover,
     budget: StateFile<Budget>,
     incident: Option<Incident>,
+    crashes: Crashes,
     /// When the last postmaster was seen to end.
     died: Option<Instant>,
     seen: Seen,
@@ -94,6 +96,7 @@ impl Sentry {
             handover: Handover::default(),
             budget: budget::load(&name),
             incident: None,
+            crashes: Crashes::default(),
             died: None,
             seen: Seen::default(),
             said: String::new(),
@@ -236,6 +239,10 @@ impl Sentry {
         match state {
             Some(State::Well) => {
                 self.seen.well = true;
+                // The crash of one session ends all others, ours among them.
+                if std::mem::take(&mut look.cut_off) {
+                    self.crashes.enter(&self.name, &death::log_since(&self.cluster, self.log_size));
+                }
                 self.log_size = death::log_size(&self.cluster);
                 if let Some(beat) = look.beat {
                     // Who only looks on takes no room.
