@@ -36,6 +36,17 @@ pub enum OnCleanStop {
     Leave,
 }
 
+/// When a server whose socket file is gone, and has no second name, may be restarted: nothing else makes it anew.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum SocketRestart {
+    /// While no session is at work. Clients on TCP lose connections that are idle, those on the socket are locked out.
+    #[default]
+    Idle,
+    /// A person does it.
+    Never,
+}
+
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -180,6 +191,7 @@ pub struct Recover {
     /// Size of the file that is given back when the volume of pg_wal is full; 0B for none.
     #[serde(deserialize_with = "bytes")]
     pub ballast: u64,
+    pub socket_restart: SocketRestart,
     /// Programs that, when their arguments name the data directory, have it to themselves.
     pub data_directory_users: Vec<String>,
 }
@@ -214,6 +226,7 @@ impl Default for Recover {
             fast_stop_timeout: Duration::from_secs(10),
             immediate_stop_timeout: Duration::from_secs(10),
             ballast: 64 << 20,
+            socket_restart: SocketRestart::default(),
             data_directory_users: users.map(String::from).to_vec(),
         }
     }

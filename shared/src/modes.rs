@@ -4,6 +4,9 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{AccessFlags, faccessat};
+
 use crate::error::Result;
 use crate::owner::Owner;
 
@@ -47,6 +50,23 @@ pub fn wrong(data_directory: &Path, owner: &Owner) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Everything of the server in its data directory that its owner cannot read and write because it is somebody else's, with the
+/// number of that user: a copy made by root without `-a` leaves such. It is told, not changed.
+pub fn foreign(data_directory: &Path, owner: &Owner) -> Result<Vec<(PathBuf, u32)>> {
+    let mut found = Vec::new();
+    each(data_directory, owner, |path, meta| {
+        // The visit has the owner's power.
+        let may_use = || {
+            let access = AccessFlags::R_OK | AccessFlags::W_OK;
+            faccessat(AT_FDCWD, &data_directory.join(path), access, AtFlags::AT_EACCESS).is_ok()
+        };
+        if meta.uid() != owner.uid.as_raw() && !may_use() {
+            found.push((path.to_path_buf(), meta.uid()));
+        }
+    })?;
+    Ok(found)
+}
+
 /// Visits each folder and file of the server below `data_directory`, folders first, with the owner's power.
 pub fn each(data_directory: &Path, owner: &Owner, mut visit: impl FnMut(&Path, &Metadata)) -> Result<()> {
     owner.act(|| {
@@ -81,6 +101,28 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn a_file_of_somebody_else_is_found_unless_the_owner_can_use_it() {
+        let Some(nobody) = Owner::named("nobody").filter(|_| nix::unistd::Uid::effective().is_root()) else {
+            return; // needs root
+        };
+        let root = std::env::temp_dir().join(format!("pg-recovery-foreign-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&root);
+        std::fs::create_dir_all(root.join("base/5")).unwrap();
+        for folder in ["", "base", "base/5"] {
+            std::os::unix::fs::chown(root.join(folder), Some(nobody.uid.as_raw()), None).unwrap();
+        }
+        for (name, mode) in [("PG_VERSION", 0o600), ("base/5/1", 0o644), ("base/5/2", 0o666)] {
+            std::fs::write(root.join(name), "").unwrap();
+            std::fs::set_permissions(root.join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let mut found = foreign(&root, &nobody).unwrap();
+        found.sort();
+        assert_eq!(found, [("PG_VERSION".into(), 0), ("base/5/1".into(), 0)]);
+        assert!(wrong(&root, &nobody).unwrap().is_empty());
+        std::fs::remove_dir_all(&root).unwrap();
+    }
 
     #[test]
     fn a_file_that_its_owner_cannot_use_is_found_and_a_link_is_not_followed() {

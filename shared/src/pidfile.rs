@@ -33,6 +33,14 @@ pub enum LockFile {
     Present(PidFile),
 }
 
+impl PidFile {
+    /// The socket that the server has bound; none when unix_socket_directories is empty or names no folder.
+    pub fn socket(&self) -> Option<PathBuf> {
+        let directory = self.socket_directory.as_ref().filter(|directory| directory.is_absolute())?;
+        Some(directory.join(format!(".s.PGSQL.{}", self.port?)))
+    }
+}
+
 impl LockFile {
     /// Reads it; call it as the owner of the cluster.
     pub fn read(data_directory: &Path) -> (LockFile, Vec<u8>) {
@@ -78,6 +86,9 @@ mod tests {
         let LockFile::Present(file) = LockFile::parse(text) else { panic!() };
         assert_eq!((file.pid, file.port, file.segment), (4711, Some(5432), Some(7)));
         assert_eq!(file.status, "ready");
+        assert_eq!(file.socket(), Some("/var/run/postgresql/.s.PGSQL.5432".into()));
+        let LockFile::Present(file) = LockFile::parse(b"1\n/d\n1\n5432\n\nlocalhost\n") else { panic!() };
+        assert_eq!(file.socket(), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Recovery points: copies of the configuration files of a cluster, kept in `/var/lib/pg-recovery/points/ID/`.
+//! Recovery points: copies of the configuration files of a cluster and of its TLS key and certificate, kept in `/var/lib/pg-recovery/points/ID/`.
 //!
 //! A point is a folder with `manifest.json` (why, when, and for each file its path, SHA-256 and mode) and the copies as
 //! `0`, `1`, ... in the order of the manifest. It is built under another name and renamed when it is complete, so what
@@ -6,7 +6,7 @@
 //! kind `before` what one of our programs was about to change. Files are read and written with no more power than the
 //! owner of the cluster has; the folder itself is for root only.
 
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,9 @@ pub struct Entry {
     pub path: PathBuf,
     pub sha256: String,
     pub mode: u32,
+    /// A key or certificate, which a server was seen to start with.
+    #[serde(default)]
+    pub tls: bool,
 }
 
 /// A file of a point with its content.
@@ -46,6 +49,7 @@ pub struct Copy {
     pub path: PathBuf,
     pub mode: u32,
     pub bytes: Vec<u8>,
+    pub tls: bool,
 }
 
 fn directory() -> PathBuf {
@@ -77,6 +81,21 @@ pub fn files(cluster: &Cluster) -> Vec<PathBuf> {
     found.unwrap_or_default()
 }
 
+/// The key and the certificates of the server that its owner owns, and so can replace; none without TLS.
+pub fn tls_files(cluster: &Cluster) -> Vec<PathBuf> {
+    let owner = &cluster.owner;
+    let is_ours = |path: &PathBuf| path.metadata().is_ok_and(|meta| meta.is_file() && meta.uid() == owner.uid.as_raw());
+    owner.act(|| tls_names(cluster).into_iter().filter(is_ours).collect()).unwrap_or_default()
+}
+
+fn tls_names(cluster: &Cluster) -> Vec<PathBuf> {
+    if !matches!(cluster.setting("ssl"), Some("on" | "true" | "yes" | "1")) {
+        return Vec::new();
+    }
+    let of = |setting, default: &str| cluster.data_directory.join(cluster.setting(setting).unwrap_or(default));
+    vec![of("ssl_cert_file", "server.crt"), of("ssl_key_file", "server.key")]
+}
+
 fn walk(folder: &Path, depth: u8, files: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -94,6 +113,7 @@ fn walk(folder: &Path, depth: u8, files: &mut Vec<PathBuf>) {
 
 /// Reads the files as they are now.
 pub fn read(cluster: &Cluster, files: &[PathBuf]) -> Result<Vec<Copy>> {
+    let tls = tls_names(cluster);
     cluster.owner.act(|| {
         files
             .iter()
@@ -106,17 +126,25 @@ pub fn read(cluster: &Cluster, files: &[PathBuf]) -> Result<Vec<Copy>> {
                 if bytes.len() as u64 > LIMIT {
                     return Err(Error::failed(format!("could not copy {}: it is larger than 1 MiB", path.display())));
                 }
-                Ok(Copy { path: path.clone(), mode, bytes })
+                Ok(Copy { path: path.clone(), mode, bytes, tls: tls.contains(path) })
             })
             .collect()
     })?
 }
 
 /// Saves the configuration that the server is known to run with, unless the newest good point has the same; true when
-/// a new point was made.
-pub fn remember_good(cluster: &Cluster, why: &str) -> Result<bool> {
-    let now = read(cluster, &files(cluster))?;
-    if newest(&cluster.name(), "good").is_some_and(|old| old == now) {
+/// a new point was made. Key and certificate are good when the server has started with them: at a reload it keeps its old
+/// ones if it cannot use the new. Else those of the last point stay.
+pub fn remember_good(cluster: &Cluster, why: &str, started_with_tls: bool) -> Result<bool> {
+    let mut now = read(cluster, &files(cluster))?;
+    let last = newest(&cluster.name(), "good");
+    if started_with_tls {
+        now.extend(read(cluster, &tls_files(cluster))?);
+    } else {
+        let names = tls_names(cluster);
+        now.extend(last.iter().flatten().filter(|copy| copy.tls && names.contains(&copy.path)).cloned());
+    }
+    if last.is_some_and(|old| old == now) {
         return Ok(false);
     }
     save(cluster, "good", why, &now)?;
@@ -141,7 +169,12 @@ fn save_in(root: &Path, cluster: &str, kind: &str, why: &str, copies: &[Copy]) -
         let mut entries = Vec::new();
         for (index, copy) in copies.iter().enumerate() {
             state::replace(&temporary.join(index.to_string()), &copy.bytes, 0o600)?;
-            entries.push(Entry { path: copy.path.clone(), sha256: sha256(&copy.bytes), mode: copy.mode });
+            entries.push(Entry {
+                path: copy.path.clone(),
+                sha256: sha256(&copy.bytes),
+                mode: copy.mode,
+                tls: copy.tls,
+            });
         }
         let manifest = Manifest {
             id: id.clone(),
@@ -197,7 +230,7 @@ fn load(point: &Path) -> Option<Vec<Copy>> {
     let manifest: Manifest = serde_json::from_slice(&state::read(&point.join("manifest.json"), LIMIT).ok()?).ok()?;
     let copies = manifest.files.into_iter().enumerate().map(|(index, entry)| {
         let bytes = state::read(&point.join(index.to_string()), LIMIT).ok()?;
-        (sha256(&bytes) == entry.sha256).then_some(Copy { path: entry.path, mode: entry.mode, bytes })
+        (sha256(&bytes) == entry.sha256).then_some(Copy { path: entry.path, mode: entry.mode, bytes, tls: entry.tls })
     });
     copies.collect()
 }
@@ -234,7 +267,7 @@ mod tests {
     }
 
     fn copy(text: &str) -> Vec<Copy> {
-        vec![Copy { path: "/etc/x.conf".into(), mode: 0o640, bytes: text.into() }]
+        vec![Copy { path: "/etc/x.conf".into(), mode: 0o640, bytes: text.into(), tls: false }]
     }
 
     #[test]

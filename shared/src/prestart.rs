@@ -3,10 +3,11 @@
 //! A start with the wrong volume mounted, a damaged pg_control or a missing WAL tail is the moment in which data is
 //! lost; so a check that fails means "do not start", whatever else is known.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use nix::sys::statvfs::statvfs;
+use nix::sys::statvfs::{Statvfs, statvfs};
 
 use crate::cluster::Cluster;
 use crate::control::{Control, ControlError};
@@ -14,6 +15,39 @@ use crate::error::Result;
 use crate::evidence::Evidence;
 use crate::pidfile::LockFile;
 use crate::{process, wal};
+
+/// Folders that hold nothing of value while no server runs: the server empties each of them when it starts, or begins it
+/// anew (storage/ipc/dsm.c, commands/async.c, access/transam/subtrans.c, storage/lmgr/predicate.c, utils/time/snapmgr.c,
+/// pgstat).
+const EMPTY_BY_DESIGN: &[&str] =
+    &["pg_dynshmem", "pg_notify", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans"];
+
+/// Folders whose content is part of the data, also where that is no file at all at the time: an empty pg_xact turns commits
+/// into aborts, an empty pg_twophase forgets prepared transactions, an empty pg_tblspc makes tablespaces anew.
+const PART_OF_THE_DATA: &[&str] = &[
+    "base",
+    "pg_logical",
+    "pg_multixact/members",
+    "pg_multixact/offsets",
+    "pg_replslot",
+    "pg_tblspc",
+    "pg_twophase",
+    "pg_xact",
+];
+
+/// Which of the folders that are empty by design are missing (S8); none when others are missing as well, for then this is no
+/// data directory that may be mended. As the owner.
+pub fn missing_folders(data: &Path) -> Vec<&'static str> {
+    if !missing(data, PART_OF_THE_DATA).is_empty() {
+        return Vec::new();
+    }
+    missing(data, EMPTY_BY_DESIGN)
+}
+
+fn missing(data: &Path, names: &[&'static str]) -> Vec<&'static str> {
+    let is_missing = |name: &&&str| data.join(name).symlink_metadata().is_err_and(|e| e.kind() == ErrorKind::NotFound);
+    names.iter().filter(is_missing).copied().collect()
+}
 
 /// Why the cluster must not be started, with its fault class.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,7 +89,7 @@ fn directory(cluster: &Cluster, evidence: Option<&Evidence>) -> Vec<Obstacle> {
     let meta = match std::fs::metadata(data) {
         Ok(meta) => meta,
         Err(e) => {
-            let fault = if e.kind() == std::io::ErrorKind::PermissionDenied { "S7" } else { "S6" };
+            let fault = if e.kind() == ErrorKind::PermissionDenied { "S7" } else { "S6" };
             return vec![obstacle(fault, format!("the data directory {} cannot be reached: {e}", data.display()))];
         }
     };
@@ -99,6 +133,17 @@ fn directory(cluster: &Cluster, evidence: Option<&Evidence>) -> Vec<Obstacle> {
             return found;
         }
     };
+    for (folders, why) in
+        [(PART_OF_THE_DATA, "their content is part of the data"), (EMPTY_BY_DESIGN, "they are empty by design")]
+    {
+        let names = missing(data, folders);
+        if !names.is_empty() {
+            found.push(obstacle(
+                "S8",
+                format!("folders of {} are missing: {}; {why}", data.display(), names.join(", ")),
+            ));
+        }
+    }
     let pg_wal = data.join("pg_wal");
     found.extend(space(&pg_wal, u64::from(control.wal_segment_size)));
     found.extend(tablespaces(data, &version));
@@ -169,7 +214,37 @@ fn space(pg_wal: &Path, segment: u64) -> Option<Obstacle> {
             format!("{} has {} MB free, crash recovery needs {}", pg_wal.display(), free >> 20, (2 * segment) >> 20);
         return Some(obstacle("S2", message));
     }
-    // Some file systems count no inodes and say 0 of 0.
-    (stat.files() > 0 && stat.files_available() < 16)
-        .then(|| obstacle("S2", format!("{} has {} inodes free", pg_wal.display(), stat.files_available())))
+    let inodes = format!("{} has {} inodes free", pg_wal.display(), stat.files_available());
+    lacks_inodes(&stat).then(|| obstacle("S2", inodes))
+}
+
+/// Some file systems count no inodes and say 0 of 0.
+fn lacks_inodes(stat: &Statvfs) -> bool {
+    stat.files() > 0 && stat.files_available() < 16
+}
+
+/// Bytes given back on the volume of pg_wal are of use: it is not inodes that it is short of. As the owner.
+pub fn bytes_would_help(data: &Path) -> bool {
+    statvfs(&data.join("pg_wal")).is_ok_and(|stat| !lacks_inodes(&stat))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_folders_that_are_empty_by_design_may_be_made_anew() {
+        let data = std::env::temp_dir().join(format!("pg-recovery-prestart-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&data);
+        for name in EMPTY_BY_DESIGN.iter().chain(PART_OF_THE_DATA) {
+            std::fs::create_dir_all(data.join(name)).unwrap();
+        }
+        assert!(missing_folders(&data).is_empty());
+        std::fs::remove_dir(data.join("pg_notify")).unwrap();
+        assert_eq!(missing_folders(&data), ["pg_notify"]);
+        std::fs::remove_dir(data.join("pg_twophase")).unwrap();
+        assert!(missing_folders(&data).is_empty());
+        assert_eq!(missing(&data, PART_OF_THE_DATA), ["pg_twophase"]);
+        std::fs::remove_dir_all(&data).unwrap();
+    }
 }

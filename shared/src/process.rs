@@ -104,6 +104,19 @@ impl Process {
         Some(sum)
     }
 
+    /// It has the socket with this inode open (/proc/PID/fd, proc(5)).
+    pub fn has_socket(&self, inode: u64) -> bool {
+        let wanted = format!("socket:[{inode}]");
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", self.pid)).into_iter().flatten().flatten();
+        entries.into_iter().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| *target == *wanted))
+    }
+
+    /// A client session of PostgreSQL that is in the middle of something, by its title ("postgres: 15/main: app shop
+    /// [local] SELECT"; backend/utils/misc/ps_status.c). What its title does not tell counts as at work.
+    pub fn is_session_at_work(&self) -> bool {
+        session_at_work(&self.title())
+    }
+
     /// Is it a `postgres` whose current folder is this one? `None` when /proc does not tell. Call it as the owner of the
     /// cluster, or with CAP_SYS_PTRACE.
     fn is_at(&self, path: &Path) -> Option<bool> {
@@ -133,6 +146,15 @@ impl Process {
             _ => None,
         }
     }
+}
+
+fn session_at_work(title: &str) -> bool {
+    // "[local]" or "10.0.0.1(48312)": only client sessions have it.
+    let is_host = |word: &str| word == "[local]" || (word.ends_with(')') && word.contains('('));
+    let Some(at) = title.split(' ').position(is_host) else { return false };
+    let rest: Vec<&str> = title.split(' ').skip(at + 1).collect();
+    // A standby that streams connects again by itself.
+    rest != ["idle"] && rest.first() != Some(&"streaming")
 }
 
 /// The processes of one cluster.
@@ -189,6 +211,12 @@ pub fn family(data_directory: &Path, owner: &Owner) -> Result<Family> {
         }
         family
     })
+}
+
+/// The children of a process (/proc/PID/task/PID/children, proc(5)); those of a server are all of its first thread.
+pub fn children(pid: i32) -> Vec<Process> {
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_ascii_whitespace().filter_map(|child| Process::of(child.parse().ok()?)).collect()
 }
 
 /// Every process of the host.
@@ -344,6 +372,23 @@ pub fn attached_to_segment(id: i64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_session_is_at_work_unless_its_title_says_idle() {
+        for (title, at_work) in [
+            ("postgres: 15/main: checkpointer", false),
+            ("postgres: 15/main: autovacuum worker shop", false),
+            ("postgres: 15/main: app shop [local] idle", false),
+            ("postgres: app shop 10.0.0.1(48312) idle", false),
+            ("postgres: 15/main: walsender repl ::1(5) streaming 0/3000060", false),
+            ("postgres: 15/main: app shop [local] idle in transaction", true),
+            ("postgres: 15/main: app shop 10.0.0.1(48312) SELECT", true),
+            ("postgres: 15/main: walsender repl [local] sending backup \"pg_basebackup\"", true),
+            ("postgres: 15/main: app shop [local] authentication", true),
+        ] {
+            assert_eq!(session_at_work(title), at_work, "{title}");
+        }
+    }
 
     #[test]
     fn a_name_with_parentheses_is_read_right() {

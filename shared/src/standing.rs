@@ -38,6 +38,8 @@ pub struct Verdict {
     pub answered: bool,
     /// When a person last said that the cause is repaired: how earlier tries ended says nothing any more.
     pub reset: String,
+    /// What the server said when a start failed for a reason that is not known, without numbers.
+    pub unknown: String,
     pub at: Stamp,
 }
 

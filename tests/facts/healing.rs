@@ -72,6 +72,15 @@ facts_on_both_suites! {
         assert_eq!(host.postmaster_pid(), postmaster, "it was continued, not restarted");
     }
 
+    fn a_stopped_checkpointer_is_continued_though_no_client_notices(host: Host) {
+        let ledger = ledger_of(&host);
+        let checkpointer = faults::p3_checkpointer_stopped::inject(&host);
+        host.wait_until("it is healed", SOON, || !host.recoveries().is_empty());
+        healed(&host, ledger, "P3", SOON);
+        assert_ne!(host.state_of_process(checkpointer), Some('T'));
+        host.psql("CHECKPOINT");
+    }
+
     fn a_stale_an_empty_and_a_garbage_lock_file_after_a_power_cut_do_not_keep_it_down(host: Host) {
         let ledger = ledger_of(&host);
         for inject in [
@@ -133,11 +142,55 @@ facts_on_both_suites! {
         healed(&host, ledger, "P11", SOON);
     }
 
+    fn a_taken_port_is_nobodys_to_free_and_the_server_comes_back_when_it_is_free(host: Host) {
+        let ledger = ledger_of(&host);
+        let other = faults::p10_port_taken::inject(&host, &["127.0.0.1", "::1"]);
+        let who = format!("perl (PID {other}) of squatter.service has 127.0.0.1:5432");
+        host.wait_for_journal("pg-recover", &who, SOON);
+        host.wait_until("it is on record", SOON, || host.recoveries().last().is_some_and(|r| r["fault"] == "P10"));
+        assert_eq!(host.recoveries().last().expect("there is one")["outcome"], "manual");
+        assert!(host.is_alive(other));
+        host.sh("systemctl stop squatter");
+        assert!(host.start_and_wait("pg-recovery.service").success());
+        // With one of its addresses it starts, and says which one it has not.
+        faults::p10_port_taken::inject(&host, &["127.0.0.1"]);
+        host.wait_until_accepting(SOON);
+        assert!(host.start_and_wait("pg-recovery.service").success());
+        host.journal_of("pg-recover").says("it does not listen wherever it should: perl");
+        ledger.wait_for_commits_within(50, SOON);
+        ledger.stop_and_check().assert_nothing_lost();
+    }
+
     fn a_missing_socket_directory_is_no_obstacle(host: Host) {
         let ledger = ledger_of(&host);
         faults::p11_socket_directory::inject_missing(&host);
         ledger.wait_for_commits_within(50, SOON);
         ledger.stop_and_check().assert_nothing_lost();
+    }
+
+    fn a_removed_socket_is_put_back_and_no_session_is_lost(host: Host) {
+        let ledger = ledger_of(&host);
+        faults::session::open(&host, "kept", "SELECT pg_sleep(3600)");
+        let (session, postmaster) = (faults::session::backend_of(&host, "kept"), host.postmaster_pid());
+        faults::p12_socket_removed::inject(&host);
+        host.wait_until("it is healed", SOON, || !host.recoveries().is_empty());
+        faults::p12_socket_removed::inject_with_its_directory(&host);
+        host.wait_until("it is healed", SOON, || host.recoveries().len() > 1);
+        healed(&host, ledger, "P12", SOON);
+        assert!(host.is_alive(session) && host.postmaster_pid() == postmaster);
+    }
+
+    fn a_socket_without_a_second_name_is_made_anew_by_a_restart_when_nobody_is_at_work(host: Host) {
+        let ledger = ledger_of(&host);
+        faults::session::open(&host, "busy", "SELECT pg_sleep(3600)");
+        let postmaster = host.postmaster_pid();
+        faults::p12_socket_removed::inject_without_a_second_name(&host);
+        host.wait_for_journal("pg-recover", "sessions are at work", SOON);
+        assert_eq!(host.postmaster_pid(), postmaster, "somebody was at work");
+        host.sh("systemctl stop busy");
+        assert!(host.start_and_wait("pg-recovery.service").success());
+        healed(&host, ledger, "P12", SOON);
+        assert_ne!(host.postmaster_pid(), postmaster);
     }
 
     fn a_pg_control_lost_under_a_running_server_is_put_back_before_its_next_checkpoint(host: Host) {
@@ -175,6 +228,31 @@ facts_on_both_suites! {
         faults::s7_data_directory_permissions::inject_owner(&host);
         healed(&host, ledger, "S7", SOON);
         assert_eq!(host.file(&host.data_directory()).owner(), host.uid_of("postgres"));
+    }
+
+    fn missing_folders_are_made_anew_only_when_they_are_empty_by_design(host: Host) {
+        let ledger = ledger_of(&host);
+        faults::s8_missing_folders::inject(&host, &["pg_notify", "pg_subtrans", "pg_dynshmem"]);
+        healed(&host, ledger, "S8", SOON);
+        assert_eq!(host.file(&format!("{}/pg_notify", host.data_directory())).mode() & 0o777, 0o700);
+        faults::s8_missing_folders::inject(&host, &["pg_twophase", "pg_stat_tmp"]);
+        host.wait_until("it is handed over", SOON, || host.recoveries().last().is_some_and(|r| r["outcome"] == "manual"));
+        host.journal_of("pg-recover").says("pg_twophase; their content is part of the data");
+        let is_missing = |name: &str| !host.file(&format!("{}/{name}", host.data_directory())).exists();
+        assert!(is_missing("pg_twophase") && is_missing("pg_stat_tmp"));
+    }
+
+    fn a_file_of_somebody_else_is_told_with_the_command_that_gives_it_back(host: Host) {
+        let ledger = ledger_of(&host);
+        let path = faults::s7_data_directory_permissions::inject_owner_of_a_file(&host);
+        let command = format!("chown --no-dereference postgres: {path}");
+        host.wait_for_journal("pg-recover", &format!("{path} belongs to root, not to postgres"), SOON);
+        host.journal_of("pg-recover").says(&command);
+        assert_eq!(host.file(&path).owner(), 0);
+        host.sh(&command);
+        assert!(host.start_and_wait("pg-recovery.service").success());
+        ledger.wait_for_commits_within(50, SOON);
+        ledger.stop_and_check().assert_nothing_lost();
     }
 
     fn files_that_the_server_cannot_read_after_a_crash_are_made_right(host: Host) {
@@ -231,8 +309,10 @@ facts_on_both_suites! {
         let _disk = host.attach_disk("/wal", 300);
         let (unit, data) = (host.unit(), host.data_directory());
         host.operator_stops(&unit);
-        host.sh(&format!("chown postgres: /wal && mv {data}/pg_wal /wal/pg_wal && ln -s /wal/pg_wal {data}/pg_wal"));
+        host.sh(&format!("mv {data}/pg_wal /wal/pg_wal && ln -s /wal/pg_wal {data}/pg_wal"));
         host.sh(&format!("systemctl start {unit}"));
+        host.wait_for_journal("pg-watchdog", "postgres may not write in /wal", SOON);
+        host.sh("chown postgres: /wal && systemctl restart pg-watchdog");
         host.wait_until("room is kept", SOON, || host.file("/wal/pgsql_tmp.pg-recovery-ballast").exists());
         let ledger = ledger_of(&host);
         faults::s2_wal_disk_full::fill(&host);
@@ -310,7 +390,7 @@ facts_on_both_suites! {
         host.wait_until("this configuration is the last good one", SOON, || {
             host.run("grep -l \"max_prepared_transactions = '5'\" /var/lib/pg-recovery/points/*-good/*").success()
         });
-        for setting in ["wal_level = minimal", "listen_addresses = '192.0.2.1'", "max_prepared_transactions = 0"] {
+        for setting in ["shared_buffers = '4TB'", "wal_level = minimal", "listen_addresses = '192.0.2.1'", "max_prepared_transactions = 0"] {
             let healings = host.recoveries().len();
             assert!(!faults::c3_missing_preload_library::inject_setting(&host, setting).success());
             host.wait_until(setting, SOON, || host.recoveries().len() > healings);
@@ -318,6 +398,21 @@ facts_on_both_suites! {
         }
         healed(&host, ledger, "C3", SOON);
         assert_eq!(host.psql("SELECT gid FROM pg_prepared_xacts"), "waits");
+    }
+
+    fn a_key_that_does_not_belong_to_its_certificate_gives_way_to_the_last_good_pair(host: Host) {
+        let key = faults::c5_tls_key::prepare(&host);
+        let (content, mode) = (host.file(&key).read(), host.file(&key).mode());
+        host.wait_until("the pair is known to be good", SOON, || {
+            host.run("grep -l server.key /var/lib/pg-recovery/points/*-good/manifest.json").success()
+        });
+        let ledger = ledger_of(&host);
+        faults::c5_tls_key::inject(&host);
+        healed(&host, ledger, "C5", SOON);
+        assert_eq!((host.file(&key).read(), host.file(&key).mode()), (content, mode));
+        assert_eq!(host.psql("SHOW ssl"), "on");
+        host.sh(&format!("ls {key}.broken-* && test $(stat -c %a {key}.broken-*) = 600"));
+        host.journal_of("pg-recover").does_not_say("PRIVATE KEY");
     }
 
     fn a_long_crash_recovery_is_left_alone(host: Host) {

@@ -265,6 +265,7 @@ etc/pg-recovery/credentials root 700
 run/pg-recovery root 755
 run/pg-recovery/evidence root 700
 run/pg-recovery/lock root 755
+run/pg-recovery/socket postgres 700
 run/pg-recovery/state root 755
 run/pg-recovery/state/health postgres 755
 var/lib/pg-recovery root 755

@@ -321,6 +321,21 @@ facts_on_both_suites! {
         assert_eq!(host.state_of("pg-watchdog.service"), "active");
     }
 
+    fn the_crash_of_a_session_is_put_on_record_and_a_loop_is_told(host: Host) {
+        host.wait_until_settled();
+        let postmaster = host.postmaster_pid();
+        for crash in 1..=3 {
+            faults::p4_backend_killed::inject(&host);
+            host.wait_until("it is on record", SOON, || host.recoveries().len() == crash);
+            host.wait_until_accepting(SOON);
+        }
+        let record = host.recoveries().pop().expect("there is one");
+        assert_eq!((&record["fault"], &record["outcome"]), (&"P4".into(), &"declined".into()), "{record:#}");
+        assert_eq!(record["evidence"][1], "it was running: SELECT pg_sleep(?)");
+        host.wait_for_journal(ME, "each time it was running: SELECT pg_sleep(?)", SOON);
+        assert_eq!(host.postmaster_pid(), postmaster);
+    }
+
     fn a_server_out_of_slots_is_left_alone(host: Host) {
         host.wait_until_settled();
         let pid = host.postmaster_pid();

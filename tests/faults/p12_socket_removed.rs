@@ -6,3 +6,13 @@ use crate::Host;
 pub fn inject(host: &Host) {
     host.file("/run/postgresql/.s.PGSQL.5432").remove();
 }
+
+/// Removes the whole directory.
+pub fn inject_with_its_directory(host: &Host) {
+    host.sh("rm -r /run/postgresql");
+}
+
+/// Removes the socket and every other name of it, as on a host where there was none.
+pub fn inject_without_a_second_name(host: &Host) {
+    host.sh("rm /run/pg-recovery/socket/* /run/postgresql/.s.PGSQL.5432");
+}

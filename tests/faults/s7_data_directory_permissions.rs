@@ -43,6 +43,13 @@ pub fn inject_owner(host: &Host) -> Output {
     restart(host)
 }
 
+/// One file belongs to root, as after a copy by root, and the postmaster is killed. Returns its path.
+pub fn inject_owner_of_a_file(host: &Host) -> String {
+    let path = format!("{}/PG_VERSION", host.data_directory());
+    host.sh(&format!("chown root:root {path} && kill -KILL {}", host.postmaster_pid()));
+    path
+}
+
 /// One file of a table, which the running server then cannot open. Returns its path.
 pub fn inject_mode_of_a_table(host: &Host, table: &str) -> String {
     let path = format!("{}/{}", host.data_directory(), host.psql(&format!("SELECT pg_relation_filepath('{table}')")));

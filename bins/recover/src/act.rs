@@ -2,7 +2,7 @@
 
 use std::fs::Permissions;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use shared::pidfile::{self, LockFile};
 use shared::point::Copy;
 use shared::process::{self, Pidfd, Process};
 use shared::standing::Standing;
-use shared::{Error, Result, ballast, command, point, prestart, standing, state, terminals, unit};
+use shared::{Error, Result, ballast, command, point, prestart, socket, standing, state, terminals, unit};
 
 use crate::control_file;
 use crate::facts::{self, Facts, Memory};
@@ -52,7 +52,9 @@ impl Actor<'_> {
             Step::SetLockFileAside => self.set_lock_file_aside(),
             Step::PutLockFileBack => self.put_lock_file_back(facts),
             Step::CreateSocketDirectory => self.create_socket_directory(),
+            Step::PutSocketBack => self.put_socket_back(facts),
             Step::ReleaseBallast => self.release_ballast(),
+            Step::MakeFolders => self.make_folders(facts),
             Step::RestoreControlFile => self.restore_control_file(facts),
             Step::RestoreMode => {
                 memory.wrong_modes.take();
@@ -89,18 +91,25 @@ impl Actor<'_> {
     }
 
     fn resume(&self, facts: &Facts) -> Result<String> {
-        let stopped: Vec<&Process> = facts.family.all().filter(|p| p.is_stopped()).collect();
+        let is_postmaster_stopped = facts.family.postmaster.as_ref().is_some_and(Process::is_stopped);
+        let stopped: Vec<&Process> = if is_postmaster_stopped {
+            facts.family.all().filter(|p| p.is_stopped()).collect()
+        } else {
+            facts.stopped_children.iter().collect()
+        };
+        let goes_on = || stopped.iter().all(|p| p.again().is_none_or(|p| !p.is_stopped()));
         for process in &stopped {
             send_to(process, Signal::SIGCONT)?;
         }
         let deadline = Instant::now() + Duration::from_secs(3);
         let mut answer = self.connect(Duration::from_millis(500));
-        while answer.is_err() && Instant::now() < deadline {
+        while (answer.is_err() || !goes_on()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
             answer = self.connect(Duration::from_millis(500));
         }
         let done = format!("SIGCONT to {} processes", stopped.len());
         match answer {
+            Ok(()) if !goes_on() => Err(Error::failed(format!("{done}, but somebody stops them again"))),
             Ok(()) => Ok(format!("{done}; it answers")),
             Err(refusal) => Err(Error::failed(format!("{done}, but it does not answer: {refusal}"))),
         }
@@ -261,6 +270,19 @@ impl Actor<'_> {
         Ok(format!("{freed} MB given back"))
     }
 
+    fn make_folders(&self, facts: &Facts) -> Result<String> {
+        let data = &self.cluster.data_directory;
+        self.cluster.owner.act(|| -> std::io::Result<()> {
+            // As the server makes its own: group access if the data directory has it (initdb -g).
+            let mode = 0o700 | (std::fs::metadata(data)?.permissions().mode() & 0o050);
+            for name in &facts.missing_folders {
+                std::fs::DirBuilder::new().mode(mode).create(data.join(name))?;
+            }
+            state::sync_folder(data)
+        })??;
+        Ok(format!("made {}", facts.missing_folders.join(", ")))
+    }
+
     fn restore_control_file(&self, facts: &Facts) -> Result<String> {
         let postmaster = facts.family.postmaster.as_ref();
         let cluster = self.cluster;
@@ -284,6 +306,16 @@ impl Actor<'_> {
             return Err(Error::failed(format!("systemd-tmpfiles failed: {}", out.stderr.trim())));
         }
         Ok(format!("{} is as tmpfiles.d describes it", directory.display()))
+    }
+
+    fn put_socket_back(&self, facts: &Facts) -> Result<String> {
+        let (Some(postmaster), LockFile::Present(file)) = (&facts.family.postmaster, &facts.lock_file) else {
+            return Err(Error::failed("there is no postmaster any more"));
+        };
+        let path = file.socket().ok_or_else(|| Error::failed("the server has no socket"))?;
+        socket::leads_to(self.cluster, postmaster).map_err(Error::failed)?;
+        socket::put_back(self.cluster, &path)?;
+        Ok(format!("{} leads to PID {} again", path.display(), postmaster.pid))
     }
 
     fn restore_mode(&self) -> Result<String> {
@@ -371,7 +403,10 @@ impl Actor<'_> {
             let beside = beside(&real, self.id);
             let written = cluster.owner.act(|| {
                 match current {
-                    Some(current) => state::replace(&beside, &current.bytes, current.mode)?,
+                    // The mode of a key may be what is wrong with it.
+                    Some(current) => {
+                        state::replace(&beside, &current.bytes, if copy.tls { 0o600 } else { current.mode })?
+                    }
                     None if real.symlink_metadata().is_ok() => std::fs::rename(&real, &beside)?,
                     None => {}
                 }
@@ -384,7 +419,13 @@ impl Actor<'_> {
                 ))
             })?;
             let old = current.map_or(&[][..], |c| &c.bytes);
-            log::warn!(PG_CLUSTER = cluster.name(); "put back {}, the one that was there is {}; the difference:\n{}", path.display(), beside.display(), point::difference(old, &copy.bytes));
+            // What is in a key is nobody's business.
+            let difference = if copy.tls {
+                String::new()
+            } else {
+                format!("; the difference:\n{}", point::difference(old, &copy.bytes))
+            };
+            log::warn!(PG_CLUSTER = cluster.name(); "put back {}, the one that was there is {}{difference}", path.display(), beside.display());
             told.push(path.display().to_string());
         }
         for path in set_aside {

@@ -2,13 +2,14 @@
 
 use serde::Serialize;
 use shared::client::Refusal;
-use shared::config::{Config, OnCleanStop};
+use shared::config::{Config, OnCleanStop, SocketRestart};
 use shared::control::{ControlError, DbState};
 use shared::pidfile::LockFile;
-use shared::process::Identity;
+use shared::process::{Identity, Process};
 use shared::standing::Standing;
 
-use crate::facts::{Facts, STARTUP_IS_STUCK};
+use crate::facts::{Facts, STARTUP_IS_STUCK, SocketLost};
+use crate::meaning;
 
 /// What is wrong, by the classes of the fault table in the README. What is not among them is `Unknown`.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +30,8 @@ pub enum Fault {
     Killed,
     /// P2: SIGSTOP, or nothing happens any more.
     Stopped,
+    /// P3: SIGSTOP to children of a postmaster that is well.
+    ChildStopped,
     Hung,
     /// P6: the lock file is empty or garbage, and nobody owns it.
     BadLockFile,
@@ -40,13 +43,20 @@ pub enum Fault {
     Orphans,
     /// P11
     SocketDirectory,
+    /// P12: the socket of a server that runs is gone. It has a second name, or the server may be restarted for it.
+    SocketGone {
+        copy: bool,
+        restart: bool,
+    },
     /// S9: pg_control is missing or damaged, and there is a copy that WAL proves to be good enough.
     ControlFile,
     /// S2: no room for WAL, and some that can be given back.
     NoRoom,
+    /// S8: folders of the data directory are missing that are empty by design.
+    MissingFolders,
     /// S7: owner or mode of the data directory, or mode of something in it.
     Mode,
-    /// C1, C2, C3: the configuration does not let it start.
+    /// C1 to C5: the configuration, or the TLS key and certificate in it, does not let it start.
     Configuration(&'static str),
     /// Recognised, and nothing that this program repairs.
     NotOurs(&'static str),
@@ -61,13 +71,16 @@ impl Fault {
             Fault::Moving | Fault::Settling => "H2",
             Fault::Killed => "P1",
             Fault::Stopped | Fault::Hung => "P2",
+            Fault::ChildStopped => "P3",
             Fault::BadLockFile => "P6",
             Fault::RecycledPid => "P7",
             Fault::LockFileGone => "P8",
             Fault::Orphans => "P9",
             Fault::SocketDirectory => "P11",
+            Fault::SocketGone { .. } => "P12",
             Fault::ControlFile => "S9",
             Fault::NoRoom => "S2",
+            Fault::MissingFolders => "S8",
             Fault::Mode => "S7",
             Fault::Configuration(class) | Fault::NotOurs(class) => class,
             Fault::Unknown => "unknown",
@@ -85,24 +98,23 @@ impl Fault {
             Fault::Down => "it was stopped cleanly although it is meant to run",
             Fault::Killed => "the postmaster is dead",
             Fault::Stopped => "the postmaster was stopped by a signal",
+            Fault::ChildStopped => "processes of the server were stopped by a signal",
             Fault::Hung => "the postmaster hangs",
             Fault::BadLockFile => "postmaster.pid is damaged and nobody's",
             Fault::RecycledPid => "postmaster.pid names a process of somebody else",
             Fault::LockFileGone => "postmaster.pid was removed or replaced under the running server",
             Fault::Orphans => "processes of the dead postmaster live on",
             Fault::SocketDirectory => "the socket directory cannot be used",
+            Fault::SocketGone { copy: false, restart: false } => {
+                "its socket is gone while it runs, only a restart makes it anew, and now is not the time"
+            }
+            Fault::SocketGone { .. } => "its socket is gone while it runs",
+            Fault::MissingFolders => "folders of the data directory are missing that are empty by design",
             Fault::Mode => "the data directory has the wrong owner or mode, or something in it the wrong mode",
             Fault::Configuration(_) => "the configuration does not let it start",
-            Fault::NotOurs("L1") => "all connection slots are in use",
-            Fault::NoRoom | Fault::NotOurs("S2") => "there is no room for WAL",
-            Fault::NotOurs("S6") => "the data directory is missing or another one; its volume may not be mounted",
-            Fault::NotOurs("S9") => "pg_control is missing or damaged, and there is no copy to put back",
+            Fault::NoRoom => "there is no room for WAL",
             Fault::ControlFile => "pg_control is missing or damaged",
-            Fault::NotOurs("S11") => "WAL that was flushed is missing; a start would lose commits",
-            Fault::NotOurs("P10") => "its port is taken",
-            Fault::NotOurs("P12") => "its socket file is gone while it runs",
-            Fault::NotOurs("S5") => "it waits for the disk, or its recovery does not move",
-            Fault::NotOurs(_) => "this is a fault that wants a person",
+            Fault::NotOurs(class) => meaning::of(class).map_or("this is a fault that wants a person", |row| row.means),
             Fault::Unknown => "nothing that this program knows explains what it sees",
         };
         format!("{text} ({})", self.class())
@@ -126,7 +138,7 @@ pub fn diagnose(facts: &Facts, config: &Config, cluster: &str) -> Diagnosis {
         return Diagnosis { fault: Fault::LeftAlone(why.clone()), evidence: vec![why.clone()] };
     }
     let fault = if facts.family.postmaster.is_some() {
-        running(facts, &mut evidence)
+        running(facts, config, &mut evidence)
     } else {
         down(facts, config, cluster, &mut evidence)
     };
@@ -135,7 +147,7 @@ pub fn diagnose(facts: &Facts, config: &Config, cluster: &str) -> Diagnosis {
 }
 
 /// A postmaster runs.
-fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
+fn running(facts: &Facts, config: &Config, evidence: &mut Vec<String>) -> Fault {
     let Some(postmaster) = &facts.family.postmaster else { return Fault::Unknown };
     evidence.push(format!("postmaster PID {} runs, state {}", postmaster.pid, postmaster.state));
     match &facts.connection {
@@ -179,6 +191,7 @@ fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
                     |()| Fault::ControlFile,
                 )
             }
+            _ if !facts.stopped_children.is_empty() => child_stopped(facts, evidence),
             _ if !facts.wrong_modes.is_empty() => {
                 evidence.push(describe_modes(facts));
                 Fault::Mode
@@ -194,6 +207,7 @@ fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
             evidence.push(seen.into());
             Fault::Moving
         }
+        Err(Refusal::Starting(_)) if !facts.stopped_children.is_empty() => child_stopped(facts, evidence),
         Err(Refusal::Starting(_)) => {
             evidence.push(format!("its startup process did not move for {}s", STARTUP_IS_STUCK.as_secs()));
             Fault::NotOurs("S5")
@@ -218,9 +232,39 @@ fn running(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
             evidence.push("its lock file says that it is starting".into());
             Fault::Moving
         }
-        Err(Refusal::NoSocket) => Fault::NotOurs("P12"),
+        Err(Refusal::NoSocket) if is_stopping(facts) => Fault::Settling,
+        Err(Refusal::NoSocket) => match &facts.socket_lost {
+            Some(lost) => socket_gone(lost, postmaster, config, evidence),
+            None => Fault::LeftAlone("has no socket (unix_socket_directories), and this program needs one".into()),
+        },
         Err(_) => Fault::Unknown,
     }
+}
+
+/// Wrongly diagnosed, a process goes on that somebody had stopped with a signal: it does what it would have done anyway.
+fn child_stopped(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
+    evidence.extend(facts.stopped_children.iter().map(|p| format!("\"{}\" (PID {}) is stopped", p.title(), p.pid)));
+    Fault::ChildStopped
+}
+
+/// Wrongly diagnosed, a second name leads to the server all the same, and a restart ends idle sessions of a server that
+/// nobody reaches by its socket; it is never ended by more than a fast shutdown.
+fn socket_gone(lost: &SocketLost, postmaster: &Process, config: &Config, evidence: &mut Vec<String>) -> Fault {
+    let is_well = lost.alive.is_ok() && matches!(postmaster.state, 'R' | 'S');
+    let restart = is_well && lost.at_work == 0 && config.recover.socket_restart == SocketRestart::Idle;
+    evidence.push(match &lost.alive {
+        Ok(how) | Err(how) => how.clone(),
+    });
+    if let Err(why) = &lost.copy {
+        evidence.push(why.clone());
+        evidence.push(format!("{} sessions are at work", lost.at_work));
+    }
+    // What only the server sees is no business of ours.
+    Fault::SocketGone { copy: is_well && lost.copy.is_ok(), restart }
+}
+
+fn is_stopping(facts: &Facts) -> bool {
+    matches!(&facts.lock_file, LockFile::Present(file) if file.status == "stopping")
 }
 
 /// Line 8 of the lock file; a postmaster listens only a moment after it wrote the file.
@@ -259,14 +303,21 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
         let worst = obstacles.find(|o| !later(o.fault)).map_or("unknown", |o| o.fault);
         return match (worst, &facts.control_copy) {
             // Without pg_control it cannot be told whether it was stopped cleanly; what the unit says has to do.
-            ("S2" | "S7", _) | ("S9", Ok(())) if may_be_on_purpose(facts) => Fault::StoppedOnPurpose,
+            ("S2" | "S7" | "S8", _) | ("S9", Ok(())) if may_be_on_purpose(facts) => Fault::StoppedOnPurpose,
             // The data directory is known by its pg_control: without one nobody gives it another mode.
             ("S7", Ok(())) => Fault::ControlFile,
             ("S7", _) => Fault::Mode,
+            // Wrongly diagnosed, there is an empty folder more.
+            ("S8", _) if !facts.missing_folders.is_empty() => Fault::MissingFolders,
             // What its owner cannot read looks as if it were missing or damaged.
             ("S6" | "S9" | "S11", _) if !facts.wrong_modes.is_empty() && !may_be_on_purpose(facts) => {
                 evidence.push(describe_modes(facts));
                 Fault::Mode
+            }
+            // To give away what somebody may have moved here is for a person.
+            ("S6" | "S9" | "S10" | "S11", _) if facts.foreign.is_some() => {
+                evidence.extend(facts.foreign.clone());
+                Fault::NotOurs("S7")
             }
             ("S2", _) if makes_room(facts) => Fault::NoRoom,
             ("S9", Ok(())) => Fault::ControlFile,
@@ -340,13 +391,22 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
         evidence.push(why.clone());
         return Fault::SocketDirectory;
     }
+    // Neither ended nor evaded: when the port is free again, the next look finds nothing in the way.
+    if let Some(why) = &facts.port_taken {
+        evidence.push(why.clone());
+        return Fault::NotOurs("P10");
+    }
     if let Some((message, class)) = &facts.failure {
         evidence.push(format!("the server's last word was: {message}"));
         match class {
-            Some(class @ ("C1" | "C2" | "C3")) if differs(facts) => return Fault::Configuration(class),
+            Some("C5") if !facts.configuration.tls.is_empty() => return Fault::Configuration("C5"),
+            Some(class @ ("C1" | "C2" | "C3" | "C4" | "C5")) if differs(facts) => return Fault::Configuration(class),
             // It is what our own start met. An older message is no reason not to try once: every check before a start
             // has passed, and what the server complained about may be mended.
-            Some(class) if facts.started_by_us => return Fault::NotOurs(class),
+            Some(class) if facts.started_by_us => {
+                evidence.extend(facts.foreign.clone().filter(|_| *class == "S7"));
+                return Fault::NotOurs(class);
+            }
             // In words that are not known here, but with a configuration that it never ran with.
             None if facts.started_by_us && differs(facts) => return Fault::Configuration("C3"),
             None if facts.started_by_us => return Fault::Unknown,

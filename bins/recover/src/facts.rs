@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::AtFlags;
 use nix::unistd::{AccessFlags, faccessat};
-use shared::client::{self, Refusal, Session, Target};
+use shared::client::{self, Address, Refusal, Session, Target};
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
 use shared::config::Config;
@@ -15,13 +15,14 @@ use shared::control::{Control, ControlError};
 use shared::evidence::{self, Evidence};
 use shared::exit::Code;
 use shared::modes;
+use shared::owner::Owner;
 use shared::pidfile::LockFile;
 use shared::point::{self, Copy};
 use shared::prestart::{self, Obstacle};
 use shared::process::{self, Family, Identity, Process};
 use shared::standing::{self, Standing, Verdict};
 use shared::unit::UnitState;
-use shared::{Error, Result, ballast, command, health, record};
+use shared::{Error, Result, ballast, command, health, port, record, socket};
 
 use crate::learn::Lessons;
 use crate::{control_file, server_log};
@@ -72,19 +73,31 @@ pub struct Facts {
     /// pg_control is gone or damaged: is there a copy that may take its place, and if not, why?
     pub control_copy: Result<(), String>,
     pub connection: Result<(), Refusal>,
+    /// Only looked at when there is no socket where a server that runs should have one.
+    pub socket_lost: Option<SocketLost>,
     /// Does the process that has to move (startup process, postmaster) move? Only looked at when nobody is let in.
     pub moves: bool,
     /// The startup process waits for WAL from a primary or an archive: there is nothing to be moved by a restart.
     pub waits_for_wal: bool,
+    /// Children of a postmaster that runs, stopped by a signal and by no debugger, seen twice.
+    pub stopped_children: Vec<Process>,
     /// Somebody has hold of its processes on purpose; reads on from "it ".
     pub held: Option<&'static str>,
     /// Why a start is not safe; only looked at when no postmaster runs.
     pub obstacles: Vec<Obstacle>,
     /// What in the data directory has a mode with which its owner cannot use it.
     pub wrong_modes: Vec<PathBuf>,
-    /// Bytes that can be given back on the volume of pg_wal.
+    /// What in the data directory belongs to somebody else so that its owner cannot use it, and what a person types then.
+    pub foreign: Option<String>,
+    /// Folders of the data directory that are missing and may be made anew.
+    pub missing_folders: Vec<&'static str>,
+    /// Bytes that can be given back on the volume of pg_wal, and would help there.
     pub ballast: u64,
     pub socket_directory: Result<(), String>,
+    /// Who has the port instead; only looked at when no postmaster runs.
+    pub port_taken: Option<String>,
+    /// What does not keep a server that runs from running, and a person should know.
+    pub warnings: Vec<String>,
     pub configuration: Configuration,
     /// The server's last FATAL since it was last seen well, or since our own last start, and its class.
     pub failure: Option<(String, Option<&'static str>)>,
@@ -102,6 +115,32 @@ pub struct Facts {
     pub learnt: Lessons,
 }
 
+/// A server that runs has lost its socket.
+#[derive(Clone, Debug)]
+pub struct SocketLost {
+    /// There is a second name that leads to its postmaster; if not, why.
+    pub copy: Result<(), String>,
+    /// What shows that the postmaster is well and has no socket anywhere; if not, why.
+    pub alive: Result<String, String>,
+    /// Sessions that a restart would disturb.
+    pub at_work: usize,
+}
+
+/// How long a child stays stopped that nobody is about to continue.
+const STAYS_STOPPED: Duration = Duration::from_millis(500);
+
+fn stopped_children(family: &Family) -> Vec<Process> {
+    // One whose parent is another process is none of this postmaster's; one in a frozen group is somebody's wish.
+    let is_ours = |p: &Process| family.postmaster.as_ref().is_some_and(|postmaster| postmaster.pid == p.parent);
+    let is_stopped = |p: &Process| p.is_stopped() && is_ours(p) && !p.is_traced() && !p.is_frozen();
+    let mut stopped: Vec<Process> = family.children.iter().filter(|p| is_stopped(p)).cloned().collect();
+    if !stopped.is_empty() {
+        std::thread::sleep(STAYS_STOPPED);
+        stopped.retain(|p| p.again().as_ref().is_some_and(is_stopped));
+    }
+    stopped
+}
+
 /// The configuration as the server would read it at its next start, against the last one it was seen to run with.
 #[derive(Debug, Default)]
 pub struct Configuration {
@@ -110,6 +149,8 @@ pub struct Configuration {
     /// Files that differ from the last good ones or are missing, and new ones that were not there.
     pub changed: Vec<PathBuf>,
     pub added: Vec<PathBuf>,
+    /// Key and certificate, when content or mode of one is not what the server started with.
+    pub tls: Vec<PathBuf>,
     /// Why the server's program could not be asked.
     pub unchecked: Option<String>,
     /// Settings among the differences that this program does not put back.
@@ -203,8 +244,16 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         }
         _ => false,
     };
+    let socket_lost = match (&connection, &family.postmaster, running) {
+        (Err(Refusal::NoSocket), Some(postmaster), LockFile::Present(file)) => {
+            let port = file.port.unwrap_or_else(|| cluster.port());
+            file.socket().map(|path| socket_lost(cluster, &path, port, postmaster, &family))
+        }
+        _ => None,
+    };
     // The postmaster was looked at before the connections were made.
     family.postmaster = family.postmaster.and_then(|p| p.again());
+    let stopped_children = stopped_children(&family);
     let held = if family.all().any(|p| p.is_traced()) {
         Some("is being debugged")
     } else if family.postmaster.as_ref().is_some_and(|p| p.is_frozen()) {
@@ -227,19 +276,35 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
     let log = if down { server_log::tail(cluster, Some(&since)) } else { String::new() };
     Ok(Facts {
         saved_lock_file: saved_lock_file(cluster, &family),
+        stopped_children,
         held,
         // Many files take a while, and a server that does not answer has another fault.
         wrong_modes: if down || connection.is_ok() { wrong_modes(cluster, memory)? } else { Vec::new() },
         asked_by_checks: asked_by_checks(cluster, config, evidence.as_ref()),
         socket_directory: socket_directory(cluster),
-        ballast: if down { ballast::size(cluster)? } else { 0 },
+        port_taken: if down { port::taken(cluster) } else { None },
+        warnings: match (&connection, &family.postmaster) {
+            (Ok(()), Some(postmaster)) => half_deaf(cluster, postmaster).into_iter().chain(foreign(cluster)?).collect(),
+            _ => Vec::new(),
+        },
+        foreign: if down { foreign(cluster)? } else { None },
+        missing_folders: if down {
+            cluster.owner.act(|| prestart::missing_folders(&cluster.data_directory))?
+        } else {
+            Vec::new()
+        },
+        ballast: if down && cluster.owner.act(|| prestart::bytes_would_help(&cluster.data_directory))? {
+            ballast::size(cluster)?
+        } else {
+            0
+        },
         stopped_by_us: memory.stopped_by_us,
         started_by_us: memory.started,
         learnt: memory.learnt.clone(),
         waited: memory.waited,
         lock_file_lost,
         lock_file_was_lost: log.contains("data directory lock file is invalid"),
-        failure: server_log::last_failure(&log),
+        failure: server_log::last_failure(&log, cluster.setting("log_line_prefix").unwrap_or("%m [%p] ")),
         standing,
         unit,
         family,
@@ -248,6 +313,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         control,
         control_copy,
         connection,
+        socket_lost,
         moves,
         waits_for_wal,
         obstacles,
@@ -267,6 +333,39 @@ fn wrong_modes(cluster: &Cluster, memory: &Memory) -> Result<Vec<PathBuf>> {
 fn asked_by_checks(cluster: &Cluster, config: &Config, evidence: Option<&Evidence>) -> bool {
     let health = health::state(&cluster.name()).value;
     health.failures >= config.health.max_failures && !evidence.is_some_and(|e| e.at.is_after(&health.at))
+}
+
+/// Names the first ones, whose they are, and the command that gives them back.
+fn foreign(cluster: &Cluster) -> Result<Option<String>> {
+    let (data, owner) = (&cluster.data_directory, &cluster.owner);
+    let found = modes::foreign(data, owner)?;
+    let Some((_, uid)) = found.first() else { return Ok(None) };
+    let user = |uid: u32| Owner::of_uid(uid).map_or(format!("user {uid}"), |user| user.name);
+    let shown: Vec<String> = found
+        .iter()
+        .take(3)
+        .map(|(path, uid)| format!("{} belongs to {}", data.join(path).display(), user(*uid)))
+        .collect();
+    let more = if found.len() > 3 { format!(", and {} more", found.len() - 3) } else { String::new() };
+    let give_back = format!("chown --no-dereference {}:", owner.name);
+    // A name that a shell would take for more than a name is not for a command line.
+    let is_plain =
+        |path: &Path| path.to_str().is_some_and(|p| p.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c)));
+    let command = match &found[..] {
+        [(path, _)] if is_plain(&data.join(path)) => format!("{give_back} {}", data.join(path).display()),
+        _ => format!("find {} -xdev -user {uid} -exec {give_back} {{}} +", data.display()),
+    };
+    Ok(Some(format!(
+        "{}{more}, not to {}, who cannot use it; to give it back: {command}",
+        shown.join(", "),
+        owner.name
+    )))
+}
+
+/// Addresses on which clients of this server reach somebody else (P10).
+pub fn half_deaf(cluster: &Cluster, postmaster: &Process) -> Vec<String> {
+    let told = |other| format!("it does not listen wherever it should: {other}");
+    port::others(cluster, postmaster.pid).into_iter().map(told).collect()
 }
 
 /// The target that our own sessions use: the cluster's socket, its owner's role.
@@ -315,6 +414,36 @@ pub fn startup_moves(family: &Family, patience: Duration) -> bool {
         }
     }
     false
+}
+
+fn socket_lost(cluster: &Cluster, path: &Path, port: u16, postmaster: &Process, family: &Family) -> SocketLost {
+    // A server with PrivateTmp= has its own /tmp.
+    let in_its_world = format!("/proc/{}/root{}", postmaster.pid, path.display());
+    let alive = if Path::new(&in_its_world).symlink_metadata().is_ok() {
+        Err(format!("{} is there, but only for the server itself", path.display()))
+    } else if let Some(address) = cluster.tcp_addresses().into_iter().find(|a| answers_at(cluster, a, port)) {
+        Ok(format!("it answers on {address}"))
+    } else if socket::is_bound_by(path, postmaster) {
+        Ok(format!("it listens on {}, which is gone", path.display()))
+    } else {
+        Err("it cannot be told whether it listens anywhere".into())
+    };
+    SocketLost {
+        copy: socket::leads_to(cluster, postmaster),
+        alive,
+        at_work: family.children.iter().filter(|child| child.is_session_at_work()).count(),
+    }
+}
+
+/// Whatever it answers: only a server that lives does.
+fn answers_at(cluster: &Cluster, address: &str, port: u16) -> bool {
+    let target =
+        Target { address: Address::Tcp(address.into(), port), ..Target::of(cluster, None, "postgres", "pg-recover") };
+    let Ok(runtime) = client::runtime() else { return false };
+    let answer = runtime.block_on(Session::connect(&target, Duration::from_secs(2)));
+    // A name that is still being looked up must not keep the run from its end.
+    runtime.shutdown_background();
+    answer.err().is_none_or(|refusal| refusal.is_answer())
 }
 
 /// It names this postmaster.
@@ -374,6 +503,15 @@ fn configuration(cluster: &Cluster) -> Result<Configuration> {
     let mut found = Configuration { error, unchecked, ..Configuration::default() };
     let Some(good) = point::newest(&cluster.name(), "good") else { return Ok(found) };
     found.has_good = true;
+    let (tls, good): (Vec<Copy>, Vec<Copy>) = good.into_iter().partition(|copy| copy.tls);
+    let is_as_it_was = |copy: &Copy| {
+        let now = point::read(cluster, std::slice::from_ref(&copy.path)).unwrap_or_default();
+        now.first().is_some_and(|now| (&now.bytes, now.mode) == (&copy.bytes, copy.mode))
+    };
+    // They belong together: both are put back, or none.
+    if !tls.iter().all(is_as_it_was) {
+        found.tls = tls.into_iter().map(|copy| copy.path).collect();
+    }
     let files = point::files(cluster);
     // One file that cannot be read must not hide the others.
     let now: Vec<Copy> =
@@ -454,7 +592,7 @@ mod tests {
     use super::*;
 
     fn copy(path: &str, text: &str) -> Copy {
-        Copy { path: path.into(), mode: 0o644, bytes: text.into() }
+        Copy { path: path.into(), mode: 0o644, bytes: text.into(), tls: false }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod diagnosis;
 mod facts;
 mod history;
 mod learn;
+mod meaning;
 mod operator;
 mod plan;
 mod recovery;

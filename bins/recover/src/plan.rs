@@ -35,8 +35,12 @@ pub enum Step {
     /// Put the byte-exact copy of postmaster.pid back.
     PutLockFileBack,
     CreateSocketDirectory,
+    /// Link the second name of the socket to where it was.
+    PutSocketBack,
     /// Remove the file of our own that keeps room free on the volume of pg_wal.
     ReleaseBallast,
+    /// Those that are missing and empty by design.
+    MakeFolders,
     /// The newest copy of pg_control from which on WAL is complete.
     RestoreControlFile,
     /// Owner and mode of the data directory, as recorded, and the mode of what is in it, as the server makes its files.
@@ -60,7 +64,9 @@ impl Step {
             Step::SetLockFileAside => "set-lock-file-aside",
             Step::PutLockFileBack => "put-lock-file-back",
             Step::CreateSocketDirectory => "create-socket-directory",
+            Step::PutSocketBack => "put-socket-back",
             Step::ReleaseBallast => "release-ballast",
+            Step::MakeFolders => "make-folders",
             Step::RestoreControlFile => "restore-control-file",
             Step::RestoreMode => "restore-mode",
             Step::RestoreConfiguration { .. } => "restore-configuration",
@@ -88,7 +94,9 @@ impl Step {
             Step::Continue
             | Step::PutLockFileBack
             | Step::CreateSocketDirectory
+            | Step::PutSocketBack
             | Step::ReleaseBallast
+            | Step::MakeFolders
             | Step::Start => Risk::None,
             _ => Risk::Low,
         }
@@ -148,6 +156,10 @@ fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
             steps.push(start);
             steps
         }
+        // Whoever stops it again has a reason. Nothing more is done: an end of one of them is a crash of all sessions.
+        Fault::ChildStopped => {
+            vec![(Step::Continue, "a stopped process goes on where it was, and nobody loses a connection")]
+        }
         Fault::Hung => stop.into_iter().chain([start]).collect(),
         Fault::BadLockFile | Fault::RecycledPid => {
             vec![(Step::SetLockFileAside, "no process of the cluster is left; the file is kept as evidence"), start]
@@ -167,11 +179,27 @@ fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
         Fault::SocketDirectory => {
             vec![(Step::CreateSocketDirectory, "systemd-tmpfiles makes it as the package describes it"), start]
         }
+        Fault::SocketGone { copy, restart } => {
+            let directory = (Step::CreateSocketDirectory, "systemd-tmpfiles makes it as the package describes it");
+            let back = (Step::PutSocketBack, "the second name of the same socket; nobody loses a connection");
+            let stop = (Step::StopFast, "only a restart makes its socket anew, and no session is at work");
+            let there = facts.socket_directory.is_ok();
+            let steps = [
+                (!there && (*copy || *restart), directory),
+                (*copy, back),
+                (there && *restart, stop),
+                (there && *restart, start),
+            ];
+            steps.into_iter().filter(|(wanted, _)| *wanted).map(|(_, step)| step).collect()
+        }
         Fault::NoRoom => {
             vec![
                 (Step::ReleaseBallast, "a file of our own that was kept for this; nothing in pg_wal is touched"),
                 start,
             ]
+        }
+        Fault::MissingFolders => {
+            vec![(Step::MakeFolders, "the server keeps nothing in them while it does not run"), start]
         }
         Fault::ControlFile => {
             let (why, running) = if facts.family.postmaster.is_some() {
@@ -202,6 +230,10 @@ fn is_alter_system(path: &Path) -> bool {
 /// Those that never helped come last.
 fn restore(facts: &Facts, class: &str) -> Option<(Step, &'static str)> {
     let found = &facts.configuration;
+    if class == "C5" && !found.tls.is_empty() {
+        let pair = Step::RestoreConfiguration { restore: found.tls.clone(), set_aside: Vec::new() };
+        return Some((pair, "the TLS pair that it last ran with; the new one is kept beside"));
+    }
     if !found.has_good || !found.not_ours.is_empty() {
         return None;
     }
@@ -244,7 +276,7 @@ mod tests {
 
     use super::*;
     use crate::diagnosis::diagnose;
-    use crate::facts::Configuration;
+    use crate::facts::{Configuration, SocketLost};
     use crate::learn::Lessons;
 
     fn process(pid: i32, state: char) -> Process {
@@ -283,13 +315,19 @@ mod tests {
             control: Ok(control(DbState::InProduction)),
             control_copy: Err("it is not needed".into()),
             connection: Err(Refusal::NoSocket),
+            socket_lost: None,
             moves: false,
             waits_for_wal: false,
+            stopped_children: Vec::new(),
             held: None,
             obstacles: Vec::new(),
             wrong_modes: Vec::new(),
             ballast: 0,
+            foreign: None,
+            missing_folders: Vec::new(),
             socket_directory: Ok(()),
+            port_taken: None,
+            warnings: Vec::new(),
             configuration: Configuration::default(),
             failure: None,
             asked_by_checks: false,
@@ -356,12 +394,23 @@ mod tests {
             obstacles: obstacle("P9"),
             ..killed()
         };
-        let lost = |facts| Facts { control: Err(ControlError::Missing), control_copy: Ok(()), ..facts };
+        let control_lost = |facts| Facts { control: Err(ControlError::Missing), control_copy: Ok(()), ..facts };
         let wrong = || vec![PathBuf::from("base/5/16384")];
         let sockets = Facts { socket_directory: Err("x".into()), ..killed() };
+        let lost = |copy: bool, at_work| Facts {
+            connection: Err(Refusal::NoSocket),
+            socket_lost: Some(SocketLost {
+                copy: if copy { Ok(()) } else { Err("x".into()) },
+                alive: Ok("x".into()),
+                at_work,
+            }),
+            ..well()
+        };
+        let folder_gone = Facts { socket_directory: Err("x".into()), ..lost(true, 0) };
         let cases: Vec<(Facts, &str, &[&str])> = vec![
             (killed(), "P1", &["start"]),
             (hung('T', false), "P2", &["continue", "stop-fast", "stop-immediate", "kill-postmaster", "start"]),
+            (Facts { stopped_children: vec![process(11, 'T')], ..well() }, "P3", &["continue"]),
             (hung('S', false), "P2", &["stop-fast", "stop-immediate", "kill-postmaster", "start"]),
             (garbage, "P6", &["set-lock-file-aside", "start"]),
             (recycled, "P7", &["set-lock-file-aside", "start"]),
@@ -370,14 +419,24 @@ mod tests {
             (gone_without_copy, "P8", &["stop-fast", "start"]),
             (orphans, "P9", &["end-orphans", "start"]),
             (sockets, "P11", &["create-socket-directory", "start"]),
+            (lost(true, 1), "P12", &["put-socket-back"]),
+            (lost(true, 0), "P12", &["put-socket-back", "stop-fast", "start"]),
+            (lost(false, 0), "P12", &["stop-fast", "start"]),
+            (lost(false, 1), "P12", &[]),
+            (folder_gone, "P12", &["create-socket-directory", "put-socket-back"]),
             (Facts { obstacles: obstacle("S7"), ..killed() }, "S7", &["restore-mode", "start"]),
             (Facts { ballast: 32 << 20, obstacles: obstacle("S2"), ..killed() }, "S2", &["release-ballast", "start"]),
+            (
+                Facts { missing_folders: vec!["pg_notify"], obstacles: obstacle("S8"), ..killed() },
+                "S8",
+                &["make-folders", "start"],
+            ),
             (Facts { wrong_modes: wrong(), ..killed() }, "S7", &["restore-mode", "start"]),
             (Facts { wrong_modes: wrong(), obstacles: obstacle("S11"), ..killed() }, "S7", &["restore-mode", "start"]),
             (Facts { wrong_modes: wrong(), ..well() }, "S7", &["restore-mode"]),
-            (lost(well()), "S9", &["restore-control-file"]),
-            (lost(Facts { obstacles: obstacle("S7"), ..killed() }), "S9", &["restore-control-file", "start"]),
-            (lost(Facts { obstacles: obstacle("S9"), ..killed() }), "S9", &["restore-control-file", "start"]),
+            (control_lost(well()), "S9", &["restore-control-file"]),
+            (control_lost(Facts { obstacles: obstacle("S7"), ..killed() }), "S9", &["restore-control-file", "start"]),
+            (control_lost(Facts { obstacles: obstacle("S9"), ..killed() }), "S9", &["restore-control-file", "start"]),
         ];
         for (facts, class, steps) in cases {
             assert_eq!(decide(&facts, &[]), (class, steps.to_vec()));
@@ -396,6 +455,8 @@ mod tests {
         let unclear =
             Facts { family: Family { unclear: vec![5], ..Family::default() }, obstacles: obstacle("P9"), ..killed() };
         let debugged = Facts { held: Some("is being debugged"), connection: Err(Refusal::Timeout), ..well() };
+        let debugged_child =
+            Facts { held: Some("is being debugged"), stopped_children: vec![process(11, 'T')], ..well() };
         let ending = || Facts {
             lock_file: LockFile::Missing,
             lock_file_lost: true,
@@ -403,6 +464,16 @@ mod tests {
             ..well()
         };
         let slots = Facts { connection: Err(Refusal::OutOfSlots("x".into())), ..well() };
+        let socket = |alive: bool, status: &str| Facts {
+            connection: Err(Refusal::NoSocket),
+            lock_file: LockFile::Present(PidFile { pid: 10, status: status.into(), ..PidFile::default() }),
+            socket_lost: Some(SocketLost {
+                copy: Ok(()),
+                alive: if alive { Ok("x".into()) } else { Err("x".into()) },
+                at_work: 0,
+            }),
+            ..well()
+        };
         for (facts, class) in [
             (well(), "none"),
             (busy, "H2"),
@@ -410,15 +481,22 @@ mod tests {
             (recovering, "H2"),
             (unclear, "P9"),
             (debugged, "O1"),
+            (debugged_child, "O1"),
             (slots, "L1"),
             (Facts { unit: UnitState { job: true, ..UnitState::default() }, ..ending() }, "H2"),
             (ending(), "H2"),
             (Facts { connection: Err(Refusal::Broken("x".into())), ..well() }, "H2"),
             (Facts { connection: Err(Refusal::Broken("x".into())), waited: true, ..well() }, "unknown"),
+            (socket(false, "ready"), "P12"),
+            (socket(true, "stopping"), "H2"),
+            (Facts { socket_lost: None, ..socket(true, "ready") }, "O1"),
             (Facts { obstacles: obstacle("S11"), ..killed() }, "S11"),
             (Facts { obstacles: obstacle("S9"), ..killed() }, "S9"),
             (Facts { control: Err(ControlError::Missing), ..well() }, "S9"),
             (Facts { obstacles: obstacle("S6"), ..killed() }, "S6"),
+            (Facts { obstacles: obstacle("S8"), ..killed() }, "S8"),
+            (Facts { obstacles: obstacle("S9"), control_copy: Ok(()), foreign: Some("x".into()), ..killed() }, "S7"),
+            (Facts { port_taken: Some("x".into()), ..killed() }, "P10"),
             (Facts { obstacles: obstacle("S2"), ballast: 31 << 20, ..killed() }, "S2"),
             (Facts { lock_owner: Some(Identity::Unclear), ..killed() }, "P7"),
             (Facts { standing: Standing::Left("is paused".into()), ..killed() }, "O1"),
@@ -475,6 +553,7 @@ mod tests {
             error: None,
             changed: vec!["/c/pg_hba.conf".into(), "/c/postgresql.conf".into(), "/d/postgresql.auto.conf".into()],
             added: vec!["/c/conf.d/new.conf".into()],
+            tls: vec!["/d/server.crt".into(), "/d/server.key".into()],
             unchecked: None,
             not_ours: Vec::new(),
             has_good: true,
@@ -494,6 +573,14 @@ mod tests {
         assert_eq!(first(&hba, &[]), restore(&["/c/pg_hba.conf"], &[]));
         let setting = of(configuration(), Some(("could not access file".into(), Some("C3"))));
         assert_eq!(first(&setting, &[]), restore(&["/d/postgresql.auto.conf"], &[]));
+        let memory = of(configuration(), Some(("could not map anonymous shared memory".into(), Some("C4"))));
+        assert_eq!(first(&memory, &[]), restore(&["/d/postgresql.auto.conf"], &[]));
+        let key = of(configuration(), Some(("private key file".into(), Some("C5"))));
+        assert_eq!(first(&key, &[]), restore(&["/d/server.crt", "/d/server.key"], &[]));
+        // A renewed pair is no reason for a start that fails with other words.
+        let pair = Configuration { tls: vec!["/d/server.key".into()], has_good: true, ..Configuration::default() };
+        let other = Facts { started_by_us: true, ..of(pair, Some(("new words".into(), None))) };
+        assert_eq!(first(&other, &[Step::Start]), None);
         // A person changed what makes commits durable, or where the data is: that is not put back.
         let durable = Configuration { not_ours: vec!["fsync".into()], error: Some("x".into()), ..configuration() };
         assert_eq!(first(&of(durable, None), &[]), None);

@@ -18,6 +18,7 @@ use shared::{Error, Result, fault, health, terminals};
 use crate::act::Actor;
 use crate::diagnosis::{Diagnosis, Fault, diagnose};
 use crate::facts::{self, Facts, Memory};
+use crate::meaning;
 use crate::operator;
 use crate::plan::{Planned, Step, plan};
 use crate::report;
@@ -130,6 +131,8 @@ struct Recovery<'a> {
     recorded: Option<Evidence>,
     memory: Memory,
     tried: Vec<Step>,
+    /// What was found last, for people, its class, and the server's last word when nothing explains it.
+    found: (String, &'static str, String),
     record: Record,
     began: Instant,
     last_step: Instant,
@@ -163,6 +166,7 @@ impl<'a> Recovery<'a> {
             recorded,
             memory,
             tried: Vec::new(),
+            found: Default::default(),
             record,
             began: Instant::now(),
             last_step: Instant::now(),
@@ -174,6 +178,13 @@ impl<'a> Recovery<'a> {
             let facts = facts::look(&self.cluster, self.config, &self.memory)?;
             let diagnosis = diagnose(&facts, self.config, &self.name);
             self.say_diagnosis(&diagnosis);
+            let last_word = facts.failure.as_ref().filter(|_| diagnosis.fault == Fault::Unknown);
+            self.found.2 = last_word.map(|(message, _)| message.clone()).unwrap_or_default();
+            if diagnosis.fault == Fault::Well {
+                for warning in &facts.warnings {
+                    log::warn!(PG_CLUSTER = self.name; "cluster {}: {warning}", self.name);
+                }
+            }
             let next = plan(&facts, &diagnosis, &self.tried).into_iter().next();
             match (&diagnosis.fault, next) {
                 (Fault::Well, _) if self.tried.is_empty() => return Ok(self.well()),
@@ -223,6 +234,7 @@ impl<'a> Recovery<'a> {
         ) {
             return;
         }
+        (self.found.0, self.found.1) = (diagnosis.fault.describe(), diagnosis.fault.class());
         if self.record.fault.is_empty() {
             self.record.fault = diagnosis.fault.class().into();
         }
@@ -362,9 +374,15 @@ impl<'a> Recovery<'a> {
     }
 
     /// Something was done, and nothing is left to do.
-    fn give_up(self, diagnosis: &Diagnosis) -> Code {
+    fn give_up(mut self, diagnosis: &Diagnosis) -> Code {
         log::error!(PG_CLUSTER = self.name, PG_FAULT = diagnosis.fault.class(), PG_RECOVERY_ID = self.id, MESSAGE_ID = OUTCOME;
             "cluster {}: not recovered: {}", self.name, diagnosis.fault.describe());
+        // Numbers make no difference: there is a pid in many a message.
+        let last_word: String = self.found.2.chars().filter(|c| !c.is_ascii_digit()).collect();
+        if !last_word.is_empty() && std::mem::replace(&mut self.verdict.value.unknown, last_word.clone()) == last_word {
+            return self.require_a_person("two recoveries in a row met the same failure, which is not known", "failed");
+        }
+        self.verdict.save_or_warn();
         self.failed()
     }
 
@@ -402,13 +420,14 @@ impl<'a> Recovery<'a> {
     }
 
     fn alarm(&self, what: &str) {
-        let at_own_risk = if self.record.fault == "S11" {
-            format!(" To start it without that WAL, and lose what is in it: systemctl start {}.", self.cluster.unit)
-        } else {
-            String::new()
-        };
+        let (found, class, last_word) = &self.found;
+        let last_word =
+            if last_word.is_empty() { String::new() } else { format!("; the server's last word was: {last_word}") };
+        let found =
+            if what.contains(found.as_str()) { String::new() } else { format!("; the last that was found: {found}") };
+        let advice = meaning::of(class).map(|row| format!(" {}", row.advice(&self.cluster))).unwrap_or_default();
         let text = format!(
-            "cluster {}: manual intervention required: {what}.{at_own_risk} What was seen and done: pg-recover explain {}. \
+            "cluster {}: manual intervention required: {what}{found}{last_word}.{advice} What was seen and done: pg-recover explain {}. \
              Evidence: journalctl -t pg-recover, {} and the folder {}. When it is repaired: pg-recover reset --cluster {}",
             self.name,
             self.id,

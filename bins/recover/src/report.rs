@@ -55,7 +55,9 @@ pub fn plans(clusters: &[Cluster], config: &Config, json: bool) -> Result<Code> 
         }
         if cluster.plan.is_empty() {
             let nothing = match cluster.diagnosis.fault {
-                Fault::NotOurs(_) | Fault::Unknown | Fault::Configuration(_) => "a person has to look at it",
+                Fault::NotOurs(_) | Fault::Unknown | Fault::Configuration(_) | Fault::SocketGone { .. } => {
+                    "a person has to look at it"
+                }
                 _ => "nothing to do",
             };
             text.push_str(&format!("  plan: {nothing}\n"));

@@ -4,45 +4,7 @@ use std::path::PathBuf;
 
 use shared::cluster::Cluster;
 
-/// Messages of a server that could not start, and the fault class of each. The texts are PostgreSQL's own (src/backend,
-/// untranslated); with another lc_messages nothing matches, and what is not known is handed over.
-const MEANINGS: &[(&[&str], &str)] = &[
-    (&["configuration file", "contains errors"], "C1"),
-    (&["could not load", "pg_hba"], "C2"),
-    (&["could not load", "pg_ident"], "C2"),
-    (&["invalid permissions"], "S7"),
-    (&["wrong ownership"], "S7"),
-    (&["could not create lock file", ".s.PGSQL"], "P11"),
-    (&["could not create Unix socket"], "P11"),
-    (&["could not create any Unix-domain sockets"], "P11"),
-    (&["pre-existing shared memory block"], "P9"),
-    (&["lock file", "is empty"], "P6"),
-    (&["bogus data in lock file"], "P6"),
-    (&["lock file", "postmaster.pid", "already exists"], "P7"),
-    (&["Address already in use"], "P10"),
-    (&["could not access file"], "C3"),
-    (&["could not load library"], "C3"),
-    (&["invalid value for parameter"], "C3"),
-    (&["unrecognized configuration parameter"], "C3"),
-    (&["requires \"wal_level\""], "C3"),
-    (&["requires wal_level"], "C3"),
-    (&["must be less than"], "C3"),
-    (&["could not create any TCP/IP sockets"], "C3"),
-    (&["maximum number of prepared transactions reached"], "C3"),
-    (&["recovery aborted because of insufficient parameter settings"], "C3"),
-    (&["could not map anonymous shared memory"], "C4"),
-    (&["private key file"], "C5"),
-    (&["could not load server certificate"], "C5"),
-    (&["could not load private key"], "C5"),
-    (&["could not locate a valid checkpoint record"], "S10"),
-    (&["could not locate required checkpoint record"], "S18"),
-    (&["incorrect checksum in control file"], "S9"),
-    (&["global/pg_control"], "S9"),
-    (&["No space left on device"], "S2"),
-    (&["Read-only file system"], "S4"),
-    (&["Input/output error"], "S5"),
-    (&["database files are incompatible"], "H4"),
-];
+use crate::meaning;
 
 /// FATAL lines of sessions, which say nothing about the server.
 const SESSIONS: &[&str] = &[
@@ -60,19 +22,18 @@ const SESSIONS: &[&str] = &[
     "canceling ",
 ];
 
-/// The last FATAL or PANIC message of the server itself, without its prefix, and its class when it is known.
-pub fn last_failure(text: &str) -> Option<(String, Option<&'static str>)> {
-    let message = text.lines().rev().find_map(|line| {
+/// The last FATAL or PANIC message of the server itself, without its prefix, and its class when it is known. The SQLSTATE is
+/// in the prefix where `log_line_prefix` has `%e`.
+pub fn last_failure(text: &str, log_line_prefix: &str) -> Option<(String, Option<&'static str>)> {
+    let (prefix, message) = text.lines().rev().find_map(|line| {
         let at = line.find("FATAL:  ").or_else(|| line.find("PANIC:  "))?;
         let message = line[at + 8..].trim();
-        (!SESSIONS.iter().any(|session| message.starts_with(session))).then(|| message.to_string())
+        (!SESSIONS.iter().any(|session| message.starts_with(session))).then(|| (&line[..at], message.to_string()))
     })?;
     // The reason is often in a LOG line just before ("could not bind IPv4 address ...: Address already in use").
     let context: String = text.lines().rev().take(12).collect::<Vec<_>>().join("\n");
-    let class_of = |text: &str| {
-        MEANINGS.iter().find(|(parts, _)| parts.iter().all(|part| text.contains(part))).map(|(_, class)| *class)
-    };
-    let class = match class_of(&message) {
+    let sqlstate = meaning::sqlstate(prefix).filter(|_| log_line_prefix.contains("%e"));
+    let class = match meaning::class_of(&message, sqlstate) {
         Some("C3") if context.contains("Address already in use") => Some("P10"),
         class => class,
     };
@@ -123,34 +84,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_start_is_classified() {
-        for (line, class) in [
-            ("[12] FATAL:  configuration file \"/etc/x\" contains errors", Some("C1")),
-            ("[12] FATAL:  could not load /etc/postgresql/15/main/pg_hba.conf", Some("C2")),
-            ("[12] FATAL:  could not access file \"nope\": No such file or directory", Some("C3")),
-            ("[12] FATAL:  data directory \"/d\" has invalid permissions", Some("S7")),
-            (
-                "[12] FATAL:  could not create lock file \"/run/postgresql/.s.PGSQL.5432.lock\": Permission denied",
-                Some("P11"),
-            ),
-            ("[12] PANIC:  could not locate a valid checkpoint record", Some("S10")),
-            ("[12] FATAL:  something nobody has seen", None),
-        ] {
-            let text = format!("x LOG:  starting\n2026 {line}\n2026 LOG:  database system is shut down\n");
-            assert_eq!(last_failure(&text).unwrap().1, class, "{line}");
-        }
+    fn the_last_word_of_a_failed_start_is_classified() {
+        let of = |line: &str, prefix| {
+            last_failure(&format!("x LOG:  starting\n{line}\n2026 LOG:  database system is shut down\n"), prefix)
+                .unwrap()
+        };
+        let line = "2026 [12] FATAL:  data directory \"/d\" has invalid permissions";
+        assert_eq!(of(line, "%m [%p] "), ("data directory \"/d\" has invalid permissions".into(), Some("S7")));
+        let translated = "2026 [12] 53100 PANIC:  kein Platz";
+        assert_eq!(of(translated, "%m [%p] %e ").1, Some("S2"));
+        assert_eq!(of(translated, "%m [%p] ").1, None, "a number that is no code");
     }
 
     #[test]
     fn what_sessions_suffer_is_not_the_servers_failure() {
         let text = "FATAL:  terminating connection due to administrator command\nFATAL:  the database system is shutting down\n";
-        assert_eq!(last_failure(text), None);
+        assert_eq!(last_failure(text, ""), None);
     }
 
     #[test]
     fn a_taken_port_is_not_a_wrong_setting() {
         let text = "LOG:  could not bind IPv4 address \"127.0.0.1\": Address already in use\n\
                     FATAL:  could not create any TCP/IP sockets\n";
-        assert_eq!(last_failure(text).unwrap().1, Some("P10"));
+        assert_eq!(last_failure(text, "").unwrap().1, Some("P10"));
     }
 }

@@ -15,7 +15,7 @@ use shared::control::{self, Control, ControlError, Lsn};
 use shared::evidence::{self, Evidence};
 use shared::pidfile::{self, PidFile};
 use shared::state::{self, State};
-use shared::{Result, ballast, modes, point};
+use shared::{Result, ballast, modes, point, socket};
 
 use crate::look::Beat;
 
@@ -29,8 +29,11 @@ const RETRY: Duration = Duration::from_secs(60);
 const SURVEY_STACK: usize = 256 << 10;
 const GOOD_EVERY: Duration = Duration::from_secs(30);
 
-/// A file's identity and times: mtime, ctime, size, inode.
-type Signature = Vec<(i64, i64, i64, i64, u64, u64)>;
+/// Identities and times of files: mtime, ctime, size, inode.
+type Times = Vec<(i64, i64, i64, i64, u64, u64)>;
+
+/// Of the configuration, and of the TLS key and certificate.
+type Signature = (Times, Times);
 
 pub struct Keeper {
     name: String,
@@ -51,6 +54,8 @@ pub struct Keeper {
     survey: Option<Receiver<io::Result<Survey>>>,
     /// What was found with the wrong mode.
     wrong: Option<String>,
+    /// Why no room could be kept when that was tried last; said once.
+    no_room: Option<String>,
     /// Checkpoints completed since the sizes were taken, while `files.next` waits for them.
     checkpoints: Option<u32>,
     not_before: Option<Instant>,
@@ -77,6 +82,7 @@ impl Keeper {
             survey_at: None,
             survey: None,
             wrong: None,
+            no_room: None,
             checkpoints: None,
             not_before: None,
             good: None,
@@ -120,6 +126,10 @@ impl Keeper {
             self.state.value.postmaster_started = file.started;
             if self.write(pidfile::NAME, bytes) {
                 self.lock_file.clone_from(bytes);
+            }
+            if let Some(Err(why)) = file.socket().map(|path| socket::keep(cluster, &path)) {
+                log::info!(PG_CLUSTER = self.name.as_str();
+                    "the socket of cluster {} has no second name, and is lost if its file is removed: {}", self.name, why.message);
             }
         }
         let checkpoint = self.keep_control(cluster);
@@ -240,9 +250,14 @@ impl Keeper {
             return;
         }
         self.survey_at = Some(Instant::now() + SURVEY_EVERY);
-        if let Some(Err(why)) = ballast.map(|want| ballast::keep(cluster, want)) {
-            log::warn!(PG_CLUSTER = self.name.as_str(); "{}", why.message);
+        let no_room = ballast.and_then(|want| ballast::keep(cluster, want).err()).map(|why| {
+            let hint = why.hint.map(|hint| format!("\nHINT: {hint}")).unwrap_or_default();
+            format!("{}{hint}", why.message)
+        });
+        if let Some(why) = no_room.as_ref().filter(|_| no_room != self.no_room) {
+            log::warn!(PG_CLUSTER = self.name.as_str(); "{why}");
         }
+        self.no_room = no_room;
         let (give, take) = mpsc::channel();
         let (cluster, list) = (cluster.clone(), (self.checkpoints.is_none() && self.may_write()).then_some(next));
         let work = move || {
@@ -259,10 +274,11 @@ impl Keeper {
         }
         self.good_at = Some(Instant::now());
         let Some(signature) = signature(cluster) else { return };
-        if self.good.as_ref() == Some(&signature) || !runs_with(session, &signature, patience).await {
+        if self.good.as_ref() == Some(&signature) {
             return;
         }
-        match point::remember_good(cluster, "started with it") {
+        let (true, started_with_tls) = runs_with(session, &signature, patience).await else { return };
+        match point::remember_good(cluster, "started with it", started_with_tls) {
             Ok(is_new) => {
                 self.good = Some(signature);
                 if is_new {
@@ -299,27 +315,34 @@ impl Keeper {
 }
 
 fn signature(cluster: &Cluster) -> Option<Signature> {
-    let files = point::files(cluster);
+    let (files, tls) = (point::files(cluster), point::tls_files(cluster));
     let stat = |path: &PathBuf| {
         let meta = std::fs::metadata(path).ok()?;
         Some((meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec(), meta.size(), meta.ino()))
     };
-    cluster.owner.act(|| files.iter().map(stat).collect::<Option<Signature>>()).ok().flatten()
+    let times = |files: &[PathBuf]| files.iter().map(stat).collect::<Option<Times>>();
+    cluster.owner.act(|| Some((times(&files)?, times(&tls)?))).ok().flatten()
 }
 
-/// The server has read these files since they last changed, found no error in them, and waits for no restart.
-async fn runs_with(session: &Session, signature: &Signature, patience: Duration) -> bool {
-    let newest = signature.iter().map(|(_, _, seconds, nanoseconds, ..)| (*seconds, *nanoseconds)).max();
-    let (seconds, nanoseconds) = newest.unwrap_or_default();
+/// The server has read the configuration since it last changed, found no error in it, and waits for no restart; and it was
+/// started since key and certificate last changed.
+async fn runs_with(session: &Session, (files, tls): &Signature, patience: Duration) -> (bool, bool) {
+    let newest = |times: &Times| {
+        let newest = times.iter().map(|(_, _, seconds, nanoseconds, ..)| (*seconds, *nanoseconds)).max();
+        let (seconds, nanoseconds) = newest.unwrap_or_default();
+        format!("to_timestamp({seconds}.{:06})", nanoseconds / 1000)
+    };
     let sql = format!(
-        "SELECT pg_conf_load_time() >= to_timestamp({seconds}.{:06}) \
+        "SELECT pg_postmaster_start_time() >= {}, pg_conf_load_time() >= {} \
          AND NOT EXISTS (SELECT FROM pg_file_settings WHERE error IS NOT NULL) \
          AND NOT EXISTS (SELECT FROM pg_hba_file_rules WHERE error IS NOT NULL) \
          AND NOT EXISTS (SELECT FROM pg_settings WHERE pending_restart)",
-        nanoseconds / 1000
+        newest(tls),
+        newest(files)
     );
     let rows = session.query(&sql, patience).await.unwrap_or_default();
-    rows.first().and_then(|row| row.first()?.as_deref()) == Some("t")
+    let is_true = |column: usize| rows.first().and_then(|row| row.get(column)?.as_deref()) == Some("t");
+    (is_true(1), is_true(0))
 }
 
 struct Survey {

@@ -17,6 +17,7 @@ const HEARTBEAT: &str = "SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery
 
 /// The server removes its lock file as the last thing before it ends; a look in between must not count as a loss.
 const SECOND_LOOK: Duration = Duration::from_millis(300);
+const CHILDREN_EVERY: Duration = Duration::from_secs(10);
 
 /// What the session answered.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,6 +33,9 @@ pub struct Look {
     pub lock_file_lost: bool,
     pub session: Option<Session>,
     pub beat: Option<Beat>,
+    /// The session was lost, and nobody has asked why yet.
+    pub cut_off: bool,
+    children_at: Option<Instant>,
     fresh_at: Option<Instant>,
     fresh: Option<Result<(), Refusal>>,
     silent: u32,
@@ -51,6 +55,8 @@ impl Look {
             lock_file_lost: false,
             session: None,
             beat: None,
+            cut_off: false,
+            children_at: None,
             fresh_at: None,
             fresh: None,
             silent: 0,
@@ -114,6 +120,16 @@ impl Look {
         }
     }
 
+    /// A child that a signal has stopped, and no debugger: clients may notice nothing for a long time (P3).
+    pub fn stopped_child(&mut self) -> Option<String> {
+        if self.children_at.is_some_and(|at| at.elapsed() < CHILDREN_EVERY) {
+            return None;
+        }
+        self.children_at = Some(Instant::now());
+        let stopped = |child: &Process| child.is_stopped() && !child.is_traced();
+        process::children(self.postmaster.pid).iter().find(|child| stopped(child)).map(Process::title)
+    }
+
     /// Asks the session for a sign of life; false when it owes one.
     async fn beats(&mut self, config: &Config) -> bool {
         let Some(session) = &self.session else { return matches!(self.fresh, Some(Err(Refusal::NotAllowed(_)))) };
@@ -127,6 +143,7 @@ impl Look {
             }
             Err(_) => {
                 self.session = None;
+                self.cut_off = true;
                 self.beat = None;
                 false
             }

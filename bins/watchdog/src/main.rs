@@ -1,6 +1,7 @@
 //! pg-watchdog: watches every postmaster of this host, brings back one that died, and has a hung one repaired.
 
 mod budget;
+mod crash;
 mod death;
 mod handover;
 mod host;

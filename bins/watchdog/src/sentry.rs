@@ -23,6 +23,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
 
 use crate::budget::{self, Budget};
+use crate::crash::Crashes;
 use crate::death::{self, End, Seen};
 use crate::handover::Handover;
 use crate::keeper::{self, Keeper};
@@ -47,6 +48,7 @@ pub struct Sentry {
     handover: Handover,
     budget: StateFile<Budget>,
     incident: Option<Incident>,
+    crashes: Crashes,
     /// When the last postmaster was seen to end.
     died: Option<Instant>,
     seen: Seen,
@@ -95,6 +97,7 @@ impl Sentry {
             handover: Handover::default(),
             budget: budget::load(&name),
             incident: None,
+            crashes: Crashes::default(),
             died: None,
             seen: Seen::default(),
             said: String::new(),
@@ -201,6 +204,8 @@ impl Sentry {
                 "cluster {cluster} has no connection slot left"),
             State::Refusing(why) => log::warn!(PG_CLUSTER = name;
                 "cluster {cluster} lets nobody in: {why}; left to pg-health-check"),
+            State::SocketGone => log::warn!(PG_CLUSTER = name, PG_FAULT = "P12";
+                "cluster {cluster} runs, and there is no socket for its clients"),
             State::Traced => log::warn!(MESSAGE_ID = LEFT_ALONE, PG_CLUSTER = name;
                 "the postmaster of cluster {cluster} is in somebody's debugger, leaving it alone"),
             State::Frozen => log::warn!(MESSAGE_ID = LEFT_ALONE, PG_CLUSTER = name;
@@ -235,6 +240,10 @@ impl Sentry {
         match state {
             Some(State::Well) => {
                 self.seen.well = true;
+                // The crash of one session ends all others, ours among them.
+                if std::mem::take(&mut look.cut_off) {
+                    self.crashes.enter(&self.name, &death::log_since(&self.cluster, self.log_size));
+                }
                 self.log_size = death::log_size(&self.cluster);
                 if let Some(beat) = look.beat {
                     // Who only looks on takes no room.
@@ -245,6 +254,9 @@ impl Sentry {
                 if let Some(why) = self.keeper.control_lost().map(String::from) {
                     self.hand_over("S9", &format!("its server runs, and {why}"));
                 }
+                if let Some(child) = look.stopped_child() {
+                    self.hand_over("P3", &format!("its server runs, and a signal has stopped \"{child}\""));
+                }
                 if let Some(wrong) = self.keeper.take_wrong() {
                     self.hand_over("S7", &format!("its server runs, and {wrong}"));
                 }
@@ -254,6 +266,9 @@ impl Sentry {
             }
             Some(State::Hung(why)) => self.hand_over("P2", &format!("its postmaster hangs: {why}")),
             Some(State::LockFileLost) => self.hand_over("P8", "its server runs without its lock file"),
+            Some(State::SocketGone) if look.lock_file.as_ref().is_some_and(|(file, _)| file.socket().is_some()) => {
+                self.hand_over("P12", "its server runs, and its socket is gone");
+            }
             _ => {}
         }
     }

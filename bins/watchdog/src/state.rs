@@ -61,8 +61,10 @@ pub enum State {
     /// Slow or silent, but it moves.
     Busy,
     OutOfSlots,
-    /// It answers, and lets nobody in; or its socket is gone.
+    /// It answers, and lets nobody in.
     Refusing(String),
+    /// It runs, and there is no socket where it had one.
+    SocketGone,
     /// In somebody's debugger.
     Traced,
     /// Frozen with its control group: a person's or a tool's wish, and only they can thaw it.
@@ -96,6 +98,7 @@ pub fn classify(facts: &Facts) -> State {
         Some(Err(Refusal::OutOfSlots(_))) => State::OutOfSlots,
         // Before it listens, it starts.
         Some(Err(Refusal::NoSocket | Refusal::Refused)) if facts.startup.is_some() => starting(facts),
+        Some(Err(Refusal::NoSocket)) if facts.refused >= 2 => State::SocketGone,
         Some(Err(refusal)) if facts.refused >= 2 => State::Refusing(refusal.to_string()),
         Some(Err(_)) => State::Suspect,
     }
@@ -134,6 +137,7 @@ impl State {
             State::Busy => "busy",
             State::OutOfSlots => "out of connection slots",
             State::Refusing(_) => "refusing connections",
+            State::SocketGone => "without its socket",
             State::Traced => "in a debugger",
             State::Frozen => "frozen",
             State::LockFileLost => "without its lock file",
@@ -223,7 +227,8 @@ mod tests {
         assert_eq!(of(Refusal::OutOfSlots(String::new()), 1), State::OutOfSlots);
         assert_eq!(of(Refusal::NotAllowed(String::new()), 1), State::Well);
         assert_eq!(of(Refusal::Broken("reset".into()), 1), State::Suspect);
-        assert!(matches!(of(Refusal::NoSocket, 2), State::Refusing(_)));
+        assert!(matches!(of(Refusal::Broken("reset".into()), 2), State::Refusing(_)));
+        assert_eq!((of(Refusal::NoSocket, 1), of(Refusal::NoSocket, 2)), (State::Suspect, State::SocketGone));
     }
 
     #[test]

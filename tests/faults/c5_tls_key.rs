@@ -1,0 +1,30 @@
+//! C5: a renewal leaves a certificate and a key that do not belong together, noticed at the next restart.
+
+use crate::{Host, Output};
+
+/// Gives the server a pair of its own in the data directory, and starts it with that. Returns the path of the key.
+pub fn prepare(host: &Host) -> String {
+    let data = host.data_directory();
+    make(host, "server.key");
+    for setting in ["ssl = on", "ssl_cert_file = 'server.crt'", "ssl_key_file = 'server.key'"] {
+        host.psql(&format!("ALTER SYSTEM SET {setting}"));
+    }
+    host.sh(&format!("systemctl restart {}", host.unit()));
+    format!("{data}/server.key")
+}
+
+/// A new certificate and key of which only the certificate arrives, a key that others may read, and a restart.
+pub fn inject(host: &Host) -> Output {
+    make(host, "lost.key");
+    host.sh(&format!("chmod 644 {}/server.key", host.data_directory()));
+    host.run(&format!("systemctl restart {}", host.unit()))
+}
+
+fn make(host: &Host, key: &str) {
+    let data = host.data_directory();
+    let made = host.as_postgres(&format!(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=db.example -days 30 \
+         -keyout {data}/{key} -out {data}/server.crt && chmod 600 {data}/{key}"
+    ));
+    assert!(made.success(), "{made}");
+}
