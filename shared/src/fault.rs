@@ -49,6 +49,38 @@ const UNKNOWN: Class = Class {
 
 const CLASSES: &[Class] = &[
     Class {
+        name: "P3",
+        priority: Priority::P2,
+        rule: "A process of the server was stopped by a signal: what it does stands still and nobody may notice. It is told to \
+               go on, and loses nothing by it.",
+        next: "Find out what stopped it: a debugger, a script with kill -STOP.",
+    },
+    Class {
+        name: "P4",
+        priority: Priority::P3,
+        rule: "A session's process crashed, and the server began anew by itself; one crash is only put on record.",
+        next: "If it happens again, look for what the crashes have in common: a statement, a role, an extension.",
+    },
+    Class {
+        name: "S8",
+        priority: Priority::P1,
+        rule: "A folder of the data directory is missing. One that holds nothing across a restart is made anew; any other \
+               would hide what was in it.",
+        next: "Find out who removed it. One that cannot be made anew comes back from a backup.",
+    },
+    Class {
+        name: "S17",
+        priority: Priority::P1,
+        rule: "A system catalog, or the map to it, is damaged, and the server cannot work without it.",
+        next: "Keep a copy of the data directory, check the disk, and restore a backup beside it.",
+    },
+    Class {
+        name: "H3",
+        priority: Priority::P1,
+        rule: "A library does not belong to the server's programs, as in the middle of an upgrade.",
+        next: "dpkg --audit, and dpkg --configure -a.",
+    },
+    Class {
         name: "P1",
         priority: Priority::P0,
         rule: "The postmaster ended without being told to, and nothing of it is left; what was committed is on the disk, \

@@ -470,7 +470,7 @@ impl Actor<'_> {
                 }
                 let waited = format!("after {}s: {last}", began.elapsed().as_secs());
                 // It does not answer and it is stopped: the next look has it told to go on, unless somebody holds it on purpose.
-                if last.is_silence() && family.postmaster.as_ref().is_some_and(Process::is_stopped) {
+                if !last.is_answer() && family.postmaster.as_ref().is_some_and(Process::is_stopped) {
                     return Err(Error::failed(format!("its postmaster was stopped by a signal {waited}")));
                 }
                 if began.elapsed() > self.config.recover.start_timeout {
