@@ -1,5 +1,6 @@
 //! pg-watchdog: watches every postmaster of this host, brings back one that died, and has a hung one repaired.
 
+mod blockers;
 mod budget;
 mod death;
 mod handover;
@@ -9,8 +10,10 @@ mod look;
 mod post;
 mod restart;
 mod sentry;
+mod sessions;
 mod signals;
 mod state;
+mod storm;
 
 use shared::args::Args;
 use shared::exit::{self, Code};

@@ -28,6 +28,7 @@ use crate::keeper::{self, Keeper};
 use crate::look::Look;
 use crate::post::Post;
 use crate::restart::{self, Incident, Tried};
+use crate::sessions::{Scene, Sessions};
 use crate::state::State;
 
 /// A server under load alternates between busy and well; said once in this time.
@@ -44,6 +45,7 @@ pub struct Sentry {
     config: Arc<Config>,
     keeper: Keeper,
     handover: Handover,
+    sessions: Sessions,
     budget: StateFile<Budget>,
     incident: Option<Incident>,
     /// When the last postmaster was seen to end.
@@ -92,6 +94,7 @@ impl Sentry {
             log_size: keeper.log_size(),
             keeper,
             handover: Handover::default(),
+            sessions: Sessions::new(&name),
             budget: budget::load(&name),
             incident: None,
             died: None,
@@ -137,6 +140,7 @@ impl Sentry {
         };
         log::info!(PG_CLUSTER = self.name.as_str(); "cluster {} has a postmaster, PID {pid}", self.name);
         self.keeper.begin();
+        self.sessions.begin();
         self.seen = Seen::default();
         let mut look = Look::new(postmaster);
         let mut state = None;
@@ -254,6 +258,10 @@ impl Sentry {
             Some(State::Hung(why)) => self.hand_over("P2", &format!("its postmaster hangs: {why}")),
             Some(State::LockFileLost) => self.hand_over("P8", "its server runs without its lock file"),
             _ => {}
+        }
+        if let Some(state @ (State::Well | State::Busy | State::OutOfSlots)) = state {
+            let scene = Scene { post: &self.post, cluster: &self.cluster, config: &self.config, look };
+            self.sessions.attend(&scene, state).await;
         }
     }
 
