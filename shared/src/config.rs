@@ -47,6 +47,17 @@ pub enum SocketRestart {
     Never,
 }
 
+/// What is done about one kind of fault that only some would want healed.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// Nobody looks.
+    Off,
+    /// What would be done is said, and left to a person.
+    Advise,
+    Act,
+}
+
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -158,6 +169,7 @@ pub struct Watchdog {
     /// How long an answer may take before a second signal is looked for.
     #[serde(deserialize_with = "duration")]
     pub answer_timeout: Duration,
+    pub sessions: Sessions,
 }
 
 impl Default for Watchdog {
@@ -169,6 +181,50 @@ impl Default for Watchdog {
             heartbeat: Duration::from_secs(1),
             connect_every: Duration::from_secs(5),
             answer_timeout: Duration::from_secs(1),
+            sessions: Sessions::default(),
+        }
+    }
+}
+
+/// `[watchdog.sessions]`: sessions that harm all the others.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sessions {
+    pub connection_storm: Policy,
+    /// Used percentage of `max_connections` from which on the slots count as used up.
+    pub slots_full: u8,
+    /// Used percentage of the slots that are for everybody down to which sessions are ended then.
+    pub slots_relief: u8,
+    /// How long a session must have been idle to be ended.
+    #[serde(deserialize_with = "duration")]
+    pub idle: Duration,
+    /// How long a role keeps the connection limit that it gets when ending sessions does not help.
+    #[serde(deserialize_with = "duration")]
+    pub connection_limit_for: Duration,
+    pub idle_in_transaction: Policy,
+    /// How long a session must have been idle in its transaction.
+    #[serde(deserialize_with = "duration")]
+    pub idle_in_transaction_for: Duration,
+    pub lock_queue: Policy,
+    /// How many must wait behind one session, and for how long at least one of them.
+    pub lock_waiters: u32,
+    #[serde(deserialize_with = "duration")]
+    pub lock_wait: Duration,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Sessions {
+            connection_storm: Policy::Act,
+            slots_full: 95,
+            slots_relief: 80,
+            idle: Duration::from_secs(2),
+            connection_limit_for: Duration::from_secs(600),
+            idle_in_transaction: Policy::Advise,
+            idle_in_transaction_for: Duration::from_secs(300),
+            lock_queue: Policy::Advise,
+            lock_waiters: 5,
+            lock_wait: Duration::from_secs(30),
         }
     }
 }
@@ -310,6 +366,7 @@ impl Config {
         // A time of nothing would make every answer too late, a budget endless, or a stop a SIGKILL; one of a month would
         // never be over.
         let (w, r) = (&self.watchdog, &self.recover);
+        let s = &w.sessions;
         for (key, value, least, most) in [
             ("health.connect_timeout", h.connect_timeout, "100ms", "60s"),
             ("health.query_warn", h.query_warn, "1ms", "60s"),
@@ -322,6 +379,10 @@ impl Config {
             ("watchdog.heartbeat", w.heartbeat, "100ms", "60s"),
             ("watchdog.connect_every", w.connect_every, "100ms", "60s"),
             ("watchdog.answer_timeout", w.answer_timeout, "100ms", "60s"),
+            ("watchdog.sessions.idle", s.idle, "1s", "1d"),
+            ("watchdog.sessions.connection_limit_for", s.connection_limit_for, "1s", "1d"),
+            ("watchdog.sessions.idle_in_transaction_for", s.idle_in_transaction_for, "1s", "7d"),
+            ("watchdog.sessions.lock_wait", s.lock_wait, "1s", "1d"),
         ] {
             if parse_duration(least).is_some_and(|d| value < d) || parse_duration(most).is_some_and(|d| value > d) {
                 return refuse(key, format!("must be between {least} and {most}"));
@@ -350,6 +411,11 @@ impl Config {
                 );
             }
         }
+        if s.slots_full > 100 || !(1..s.slots_full).contains(&s.slots_relief) {
+            let why = "must be at least 1 and below watchdog.sessions.slots_full, and that at most 100";
+            let keys = ["watchdog.sessions.slots_relief", "watchdog.sessions.slots_full"];
+            return Err((keys.map(String::from).to_vec(), why.into()));
+        }
         if h.query_warn > h.query_fail {
             return contradicts("health.query_warn", "must not be above health.query_fail".into());
         }
@@ -368,6 +434,7 @@ impl Config {
         for (key, value) in [
             ("health.max_failures", h.max_failures),
             ("watchdog.restarts", self.watchdog.restarts),
+            ("watchdog.sessions.lock_waiters", s.lock_waiters),
             ("recover.max_attempts", self.recover.max_attempts),
         ] {
             if value == 0 {
@@ -440,8 +507,12 @@ fn line_of(text: &str, key: &str) -> Option<usize> {
             names.find(|name| name.get_ref().as_str().map(canonical).as_deref() == Some(wanted))?
         }
         None => {
-            let (section, name) = key.split_once('.')?;
-            file.get_ref().get(section)?.get_ref().get(name)?
+            let (section, name) = key.rsplit_once('.')?;
+            let mut table = file.get_ref();
+            for part in section.split('.') {
+                table = table.get(part)?.get_ref().as_table()?;
+            }
+            table.get(name)?
         }
     };
     Some(line_at(text, value.span().start))
@@ -553,6 +624,7 @@ mod tests {
             ("[health]\nmax_failures = \"three\"\n", "line 2, key max_failures"),
             ("[watchdog]\n\nheartbeat = \"1 fortnight\"", "line 3, key heartbeat"),
             ("mode = \"maybe\"", "line 1, key mode"),
+            ("[watchdog.sessions]\nconnection_storm = \"heal\"", "line 2, key connection_storm"),
             ("[health\n", "line 1"),
         ] {
             let e = parse(&[("c", text)]).unwrap_err();
@@ -572,6 +644,9 @@ mod tests {
             ("[health]\nprepared_transaction_warn = \"0min\"", "line 2, key health.prepared_transaction_warn"),
             ("[watchdog]\nheartbeat = \"0s\"", "line 2, key watchdog.heartbeat"),
             ("[watchdog]\nrestart_window = \"0s\"", "line 2, key watchdog.restart_window"),
+            ("[watchdog.sessions]\nidle = \"0s\"", "line 2, key watchdog.sessions.idle"),
+            ("[watchdog]\nsessions.slots_relief = 96", "line 2, key watchdog.sessions.slots_relief"),
+            ("[watchdog.sessions]\n\nslots_full = 101", "line 3, key watchdog.sessions.slots_relief"),
             ("[recover]\nimmediate_stop_timeout = \"0s\"", "line 2, key recover.immediate_stop_timeout"),
             ("[recover]\nfast_stop_timeout = \"301s\"", "line 2, key recover.fast_stop_timeout"),
             ("[recover]\nstart_timeout = \"1h\"", "line 2, key recover.start_timeout"),

@@ -336,25 +336,29 @@ facts_on_both_suites! {
         assert_eq!(host.postmaster_pid(), postmaster);
     }
 
-    fn a_server_out_of_slots_is_left_alone(host: Host) {
+    fn a_server_out_of_slots_is_left_alone_where_all_sessions_are_at_work(host: Host) {
         host.wait_until_settled();
         let pid = host.postmaster_pid();
         host.psql("ALTER SYSTEM SET max_connections = 10");
         host.sh(&format!("systemctl restart {}", host.unit()));
         host.wait_for_journal(ME, "accepts connections again", SOON);
-        assert_ne!(host.postmaster_pid(), pid);
+        let restarted = host.postmaster_pid();
+        assert_ne!(restarted, pid);
         let psql = host.main_cluster().program("psql");
         // Superusers, so that the reserved slots are taken, too.
         host.run_as_unit(
             "storm",
             "postgres",
-            &format!("for n in $(seq 20); do {psql} -X postgres -c 'SELECT pg_sleep(30)' & done; wait"),
+            &format!("for n in $(seq 20); do {psql} -X postgres -c 'SELECT pg_sleep(300)' & done; wait"),
         );
         host.wait_for_journal(ME, "has no connection slot left", SOON);
+        host.wait_for_journal(ME, "there is no idle session left that may be ended. They are held by", SOON);
         host.sh("systemctl stop storm");
         host.wait_until_accepting(SOON);
         host.wait_until("it says so", SOON, || host.journal_of(ME).count("accepts connections again") >= 2);
-        assert_eq!(restarts(&host), 0);
+        host.journal_of(ME).does_not_say("end-sessions").does_not_say("limit-connections");
+        assert_eq!((restarts(&host), host.postmaster_pid()), (0, restarted));
+        assert_eq!((&host.recoveries()[0]["fault"], &host.recoveries()[0]["outcome"]), (&"L1".into(), &"manual".into()));
     }
 
     fn a_killed_standby_is_restarted_as_a_standby(host: Host) {

@@ -12,6 +12,7 @@ pub mod c2_bad_pg_hba_conf;
 pub mod c3_missing_preload_library;
 pub mod c5_tls_key;
 pub mod h2_long_crash_recovery;
+pub mod l1_connection_storm;
 pub mod o1_operator_off;
 pub mod o3_standby;
 pub mod o4_patroni;

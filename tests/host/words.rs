@@ -415,6 +415,11 @@ impl Host {
         Ledger::start(self, &self.main_cluster(), &["--fresh-sessions"])
     }
 
+    /// The same as the application's own role, which may log in without a password.
+    pub fn ledger_of(&self, role: &str) -> Ledger {
+        Ledger::start(self, &self.main_cluster(), &["--fresh-sessions", "--user", role])
+    }
+
     /// Starts a ledger against another cluster.
     pub fn ledger_on(&self, cluster: &Cluster) -> Ledger {
         Ledger::start(self, cluster, &[])

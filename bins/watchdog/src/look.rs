@@ -11,7 +11,10 @@ use shared::process::{self, Process};
 
 use crate::state::{Facts, Startup, State, classify};
 
-/// A cheap question whose answer is worth keeping. `CASE` calls only the functions of the branch it takes.
+/// How many sessions clients have. The view would look up the names of their roles and databases, too.
+pub const CLIENTS: &str = "SELECT count(*) FROM pg_stat_get_activity(NULL) WHERE backend_type = 'client backend'";
+
+/// Cheap questions whose answers are worth keeping. `CASE` calls only the functions of the branch it takes.
 const HEARTBEAT: &str = "SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() \
     THEN COALESCE(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_flush_lsn() END";
 
@@ -24,6 +27,8 @@ const CHILDREN_EVERY: Duration = Duration::from_secs(10);
 pub struct Beat {
     pub standby: bool,
     pub flush_lsn: Option<Lsn>,
+    /// Sessions of clients, our own included.
+    pub clients: u32,
 }
 
 pub struct Look {
@@ -133,12 +138,13 @@ impl Look {
     /// Asks the session for a sign of life; false when it owes one.
     async fn beats(&mut self, config: &Config) -> bool {
         let Some(session) = &self.session else { return matches!(self.fresh, Some(Err(Refusal::NotAllowed(_)))) };
-        match session.query(HEARTBEAT, config.watchdog.answer_timeout).await {
+        match session.query(&format!("{HEARTBEAT}, ({CLIENTS})"), config.watchdog.answer_timeout).await {
             Ok(rows) => {
                 let row = rows.first();
                 let column = |index: usize| row.and_then(|row| row.get(index)?.as_deref());
                 let flush_lsn = column(1).and_then(Lsn::parse);
-                self.beat = Some(Beat { standby: column(0) == Some("t"), flush_lsn });
+                let clients = column(2).and_then(|count| count.parse().ok()).unwrap_or_default();
+                self.beat = Some(Beat { standby: column(0) == Some("t"), flush_lsn, clients });
                 true
             }
             Err(_) => {

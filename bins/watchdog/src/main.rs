@@ -1,5 +1,6 @@
 //! pg-watchdog: watches every postmaster of this host, brings back one that died, and has a hung one repaired.
 
+mod blockers;
 mod budget;
 mod crash;
 mod death;
@@ -10,8 +11,10 @@ mod look;
 mod post;
 mod restart;
 mod sentry;
+mod sessions;
 mod signals;
 mod state;
+mod storm;
 
 use shared::args::Args;
 use shared::exit::{self, Code};

@@ -25,7 +25,7 @@ const CHILDREN_END: Duration = Duration::from_secs(5);
 /// Once the server says that it is starting, the lock is in the way of those who look.
 const HOLD_WHILE_STARTING: Duration = Duration::from_secs(3);
 
-/// From the death of a postmaster to the end of what is done about it.
+/// From the death of a postmaster, or another fault, to the end of what is done about it.
 pub struct Incident {
     pub died: Instant,
     pub record: Record,
@@ -46,23 +46,30 @@ impl Incident {
     }
 
     /// Writes the line of the history, if anything was done.
-    pub fn close(mut self, outcome: &str) {
+    pub fn close(self, outcome: &str) {
         if self.record.steps.is_empty() {
             return;
         }
+        let text = match outcome {
+            "recovered" => {
+                format!("accepts connections again, {}ms after its end was seen", self.died.elapsed().as_millis())
+            }
+            _ => "could not be brought back by a restart".into(),
+        };
+        self.close_with(outcome, &text);
+    }
+
+    /// Writes the line of the history, and says `text` of the cluster.
+    pub fn close_with(mut self, outcome: &str, text: &str) {
         self.record.close(outcome, self.died.elapsed());
         let (cluster, id, fault) = (self.record.cluster.as_str(), self.record.id.as_str(), self.record.fault.as_str());
         let ms = self.record.downtime_ms;
-        if outcome == "recovered" {
-            log::info!(MESSAGE_ID = OUTCOME, PG_CLUSTER = cluster, PG_FAULT = fault, PG_RECOVERY_ID = id, PG_DOWNTIME_MS = ms;
-                "cluster {cluster} accepts connections again, {ms}ms after its end was seen");
-        } else {
-            log::error!(MESSAGE_ID = OUTCOME, PG_CLUSTER = cluster, PG_FAULT = fault, PG_RECOVERY_ID = id;
-                "could not bring cluster {cluster} back by a restart");
-        }
+        let level = if outcome == "recovered" { log::Level::Info } else { log::Level::Error };
+        log::log!(level, MESSAGE_ID = OUTCOME, PG_CLUSTER = cluster, PG_FAULT = fault, PG_RECOVERY_ID = id, PG_DOWNTIME_MS = ms;
+            "cluster {cluster} {text}");
     }
 
-    fn step(&mut self, step: &str, outcome: &str, began: Instant, why: String) {
+    pub fn step(&mut self, step: &str, outcome: &str, began: Instant, why: String) {
         let ms = began.elapsed().as_millis() as u64;
         self.record.steps.push(StepRecord {
             step: step.into(),

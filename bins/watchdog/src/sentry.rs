@@ -30,6 +30,7 @@ use crate::keeper::{self, Keeper};
 use crate::look::Look;
 use crate::post::Post;
 use crate::restart::{self, Incident, Tried};
+use crate::sessions::{Scene, Sessions};
 use crate::state::State;
 
 /// A server under load alternates between busy and well; said once in this time.
@@ -46,6 +47,7 @@ pub struct Sentry {
     config: Arc<Config>,
     keeper: Keeper,
     handover: Handover,
+    sessions: Sessions,
     budget: StateFile<Budget>,
     incident: Option<Incident>,
     crashes: Crashes,
@@ -95,6 +97,7 @@ impl Sentry {
             log_size: keeper.log_size(),
             keeper,
             handover: Handover::default(),
+            sessions: Sessions::new(&name),
             budget: budget::load(&name),
             incident: None,
             crashes: Crashes::default(),
@@ -141,6 +144,7 @@ impl Sentry {
         };
         log::info!(PG_CLUSTER = self.name.as_str(); "cluster {} has a postmaster, PID {pid}", self.name);
         self.keeper.begin();
+        self.sessions.begin();
         self.seen = Seen::default();
         let mut look = Look::new(postmaster);
         let mut state = None;
@@ -270,6 +274,10 @@ impl Sentry {
                 self.hand_over("P12", "its server runs, and its socket is gone");
             }
             _ => {}
+        }
+        if let Some(state @ (State::Well | State::Busy | State::OutOfSlots)) = state {
+            let scene = Scene { post: &self.post, cluster: &self.cluster, config: &self.config, look };
+            self.sessions.attend(&scene, state).await;
         }
     }
 
