@@ -12,6 +12,7 @@ mod restart;
 mod sentry;
 mod sessions;
 mod signals;
+mod spill;
 mod state;
 mod storm;
 
