@@ -210,6 +210,8 @@ pub struct Sessions {
     pub lock_waiters: u32,
     #[serde(deserialize_with = "duration")]
     pub lock_wait: Duration,
+    /// Of a session without which `health.disk_fail` would not be reached.
+    pub temporary_files: Policy,
 }
 
 impl Default for Sessions {
@@ -225,6 +227,7 @@ impl Default for Sessions {
             lock_queue: Policy::Advise,
             lock_waiters: 5,
             lock_wait: Duration::from_secs(30),
+            temporary_files: Policy::Advise,
         }
     }
 }

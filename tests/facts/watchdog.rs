@@ -349,7 +349,7 @@ facts_on_both_suites! {
         host.run_as_unit(
             "storm",
             "postgres",
-            &format!("for n in $(seq 20); do {psql} -X postgres -c 'SELECT pg_sleep(300)' & done; wait"),
+            &format!("for n in $(seq 20); do {psql} -X postgres -c 'SELECT pg_sleep(30)' & done; wait"),
         );
         host.wait_for_journal(ME, "has no connection slot left", SOON);
         host.wait_for_journal(ME, "there is no idle session left that may be ended. They are held by", SOON);

@@ -130,4 +130,31 @@ facts_on_both_suites! {
         assert_eq!(of(&recoveries[1]), ("L2".into(), "recovered".into(), "end-session".into()), "{recoveries:#?}");
         assert_eq!((pid_of("open"), host.psql("SELECT id FROM t")), (String::new(), "2".into()));
     }
+
+    fn a_statement_whose_temporary_files_fill_the_volume_is_cancelled_and_its_session_lives_on(host: Host) {
+        host.wait_until_settled();
+        faults::l1_connection_storm::prepare(&host, &["shop"]);
+        host.configure("[recover]\nballast = \"0B\"\n[watchdog.sessions]\ntemporary_files = \"act\"\n");
+        host.sh("systemctl reload pg-watchdog");
+        host.wait_for_journal(ME, "the configuration was read again", SOON);
+        let _disk = host.move_data_to_disk(256);
+        let space = || -> (u64, u64) {
+            let text = host.sh(&format!("df --output=used,avail -B1 {} | tail -1", host.data_directory()));
+            let numbers: Vec<u64> = text.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+            (numbers[0], numbers[0] + numbers[1])
+        };
+        let (used, room) = space();
+        let rows = (room * 92 / 100 - used) / 8000;
+        let sql = format!(
+            "WITH x AS MATERIALIZED (SELECT repeat('x', 8000) FROM generate_series(1, {rows})) SELECT (SELECT count(*) FROM x), pg_sleep(600); "
+        );
+        host.run_as_unit("spill", "postgres", &format!("(echo \"{sql}\"; sleep 600) | PGAPPNAME=spill psql -X -U shop -d postgres"));
+        host.wait_until("it is cancelled", SOON, || host.recoveries().len() == 1);
+        let record = &host.recoveries()[0];
+        assert_eq!((&record["fault"], &record["outcome"]), (&"L4".into(), &"recovered".into()), "{record:#}");
+        assert_eq!(steps(record), ["cancel"], "{record:#}");
+        assert_eq!(host.psql("SELECT state FROM pg_stat_activity WHERE application_name = 'spill'"), "idle");
+        let (used, room) = space();
+        assert!(used < room * 9 / 10, "{used} of {room}");
+    }
 }

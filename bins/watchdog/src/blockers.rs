@@ -1,5 +1,5 @@
-//! What is done about sessions that others wait for: left open in a transaction (L2), at the head of a queue for locks (L3).
-//! Pure: facts in, one step out.
+//! What is done about sessions that others wait for: left open in a transaction (L2), at the head of a queue for locks (L3);
+//! and about one whose temporary files fill the volume (L4). Pure: facts in, one step out.
 //!
 //! Gentlest first: the waiting statement that keeps the most others waiting is cancelled, then the one at the head of the queue,
 //! then its session is ended. Superusers, replication, backups, and whatever is no client's session are never touched.
@@ -7,6 +7,8 @@
 use std::time::Duration;
 
 use shared::config::Sessions as Rule;
+
+use crate::spill::Spill;
 
 /// A transaction that only holds back the cleaning up of dead rows is no matter of minutes.
 const HOLDS_BACK: Duration = Duration::from_secs(3600);
@@ -141,6 +143,28 @@ pub fn queue(all: &[Process], rule: &Rule, cancelled: &[(i32, String)]) -> Optio
     Some(Planned { fault: "L3", step, why })
 }
 
+/// The session without whose temporary files the volume would not be `full` percent used.
+pub fn spilling(all: &[Process], spill: &Spill, full: u8, cancelled: &[(i32, String)]) -> Option<Planned> {
+    let (pid, bytes) = spill.bytes.iter().max_by_key(|(_, bytes)| **bytes)?;
+    if spill.used.saturating_sub(*bytes) * 100 >= spill.room * u64::from(full) {
+        return None;
+    }
+    let process = all.iter().find(|process| process.pid == *pid)?;
+    let why = format!(
+        "{} has {} MB of temporary files on a volume that is {}% used; temp_file_limit would keep it from that",
+        process.describe(),
+        bytes >> 20,
+        spill.used * 100 / spill.room.max(1)
+    );
+    let transaction = (process.pid, process.transaction.clone());
+    let step = match () {
+        () if process.is_untouchable() => Step::Person,
+        () if process.idle.is_some() || cancelled.contains(&transaction) => Step::End(transaction.0, transaction.1),
+        () => Step::Cancel(transaction.0, transaction.1),
+    };
+    Some(Planned { fault: "L4", step, why })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,5 +264,19 @@ mod tests {
         assert_eq!(queue(&five_behind(0)), Some(Step::Person));
         let ring: Vec<Process> = (1..7).map(|pid| waiting(pid, &[pid % 6 + 1])).collect();
         assert_eq!(queue(&ring), None);
+    }
+
+    #[test]
+    fn only_whoever_fills_the_volume_alone_is_cancelled_and_then_ended() {
+        let all = [at_work(1), at_work(2)];
+        let of = |used, bytes: &[(i32, u64)], cancelled: &[(i32, String)]| {
+            let spill = Spill { used, room: 1000 << 20, bytes: bytes.iter().copied().collect() };
+            spilling(&all, &spill, 90, cancelled).map(|planned| planned.step)
+        };
+        let (small, large) = (30 << 20, 60 << 20);
+        assert_eq!(of(950 << 20, &[(1, small), (2, large)], &[]), Some(Step::Cancel(2, "t2".into())));
+        assert_eq!(of(950 << 20, &[(2, large)], &[(2, "t2".into())]), Some(Step::End(2, "t2".into())));
+        assert_eq!(of(960 << 20, &[(1, small), (2, large)], &[]), None, "it would be full without them");
+        assert_eq!(of(950 << 20, &[(3, large)], &[]), None, "of nobody who is there");
     }
 }

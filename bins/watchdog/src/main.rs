@@ -13,6 +13,7 @@ mod restart;
 mod sentry;
 mod sessions;
 mod signals;
+mod spill;
 mod state;
 mod storm;
 

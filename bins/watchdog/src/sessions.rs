@@ -22,6 +22,7 @@ use crate::blockers::{self, Process};
 use crate::look::{self, Look};
 use crate::post::Post;
 use crate::restart::Incident;
+use crate::spill;
 use crate::state::State;
 use crate::storm::{self, Client, Facts, Limit, Slots, Step, TakeBack};
 
@@ -124,7 +125,7 @@ impl Sessions {
         if scene.config.watchdog.sessions.connection_storm != Policy::Off {
             self.watch_slots(scene, session, state).await;
         }
-        if *state == State::Well && self.full.is_none() {
+        if *state == State::Well && self.incident.is_none() {
             self.watch_blockers(scene, session).await;
         }
     }
@@ -170,17 +171,20 @@ impl Sessions {
         let was_told = is_persons && self.told.is_some_and(|at| at.elapsed() < TOLD);
         let would = plan.iter().map(describe).collect::<Vec<_>>().join("; then ");
         if plan.is_empty() || was_told || self.leaves(scene, "L1", "connection_storm", rule.connection_storm, &would) {
-            self.not_before = (!plan.is_empty()).then(|| Instant::now() + LEFT);
+            // What changes soon changes in the beginning.
+            let is_early = plan.is_empty() && full.elapsed() < LEFT;
+            self.not_before = (!is_early).then(|| Instant::now() + LEFT);
             return;
         }
         // Whoever holds the lock is stopping or repairing it.
         let Ok(Some(_held)) = Lock::try_take(&self.name) else { return };
         let holders = storm::holders(clients.iter());
-        let felt = if refused { ", and a connection was refused for want of one" } else { "" };
+        let felt = if refused { "; a connection was refused for want of one" } else { "" };
         let evidence = format!(
-            "{} of the {} connection slots for everybody are used{felt}, by {holders}",
+            "{} of {} connection slots are used, of which {} are not for everybody{felt}; they are held by {holders}",
             clients.len(),
-            slots.ordinary
+            slots.max,
+            slots.max - slots.ordinary
         );
         let mut incident = self.incident.take().unwrap_or_else(|| self.open("L1", full, evidence));
         for planned in plan {
@@ -332,7 +336,8 @@ impl Sessions {
 
     async fn watch_blockers(&mut self, scene: &Scene<'_>, session: &Session) {
         let rule = &scene.config.watchdog.sessions;
-        let is_off = rule.idle_in_transaction == Policy::Off && rule.lock_queue == Policy::Off;
+        let policies = [rule.idle_in_transaction, rule.lock_queue, rule.temporary_files];
+        let is_off = policies.iter().all(|policy| *policy == Policy::Off);
         if is_off || self.blockers_at.is_some_and(|at| at.elapsed() < BLOCKERS_EVERY) {
             return;
         }
@@ -351,19 +356,31 @@ impl Sessions {
         }
         if is_none(1) {
             self.forget("L3");
+        }
+        let full = scene.config.health.disk_fail;
+        let spill = spill::look(scene.cluster, full);
+        if spill.is_none() {
+            self.forget("L4");
+        }
+        if is_none(1) && spill.is_none() {
             self.cancelled.clear();
         }
-        if is_none(0) && is_none(1) {
+        if is_none(0) && is_none(1) && spill.is_none() {
             return;
         }
         scene.post.promise(Duration::from_secs(60));
         let Ok(rows) = session.query(PROCESSES, ANSWER).await else { return };
         let all = processes(rows);
-        let left_open = (rule.idle_in_transaction != Policy::Off).then(|| blockers::left_open(&all, rule)).flatten();
-        let queue = (rule.lock_queue != Policy::Off).then(|| blockers::queue(&all, rule, &self.cancelled)).flatten();
-        for (planned, key, policy) in
-            [(left_open, "idle_in_transaction", rule.idle_in_transaction), (queue, "lock_queue", rule.lock_queue)]
-        {
+        let plans = [
+            ("idle_in_transaction", rule.idle_in_transaction, blockers::left_open(&all, rule)),
+            ("lock_queue", rule.lock_queue, blockers::queue(&all, rule, &self.cancelled)),
+            (
+                "temporary_files",
+                rule.temporary_files,
+                spill.and_then(|spill| blockers::spilling(&all, &spill, full, &self.cancelled)),
+            ),
+        ];
+        for (key, policy, planned) in plans.into_iter().filter(|(_, policy, _)| *policy != Policy::Off) {
             let Some(blockers::Planned { fault, step, why }) = planned else { continue };
             let (statement, transaction, name) = match step {
                 blockers::Step::Cancel(pid, transaction) => {
@@ -392,8 +409,8 @@ impl Sessions {
                 self.cancelled.push(transaction);
             }
             match is_done {
-                true => incident.close_with("recovered", "is rid of the transaction that others waited for"),
-                false => incident.close_with("failed", "still has the transaction that others wait for"),
+                true => incident.close_with("recovered", "is rid of that transaction"),
+                false => incident.close_with("failed", "still has that transaction"),
             }
             return;
         }
