@@ -65,14 +65,9 @@ pub enum Standing {
 
 /// The unit of a cluster and the umbrella, asked in one call.
 pub fn units(cluster: &Cluster) -> Result<(UnitState, Option<UnitState>)> {
-    let (mut unit, umbrella) = if cluster.is_debian {
-        let mut states = unit::show(&[&cluster.unit, "postgresql.service"])?;
-        let umbrella = states.pop();
-        (states.remove(0), umbrella)
-    } else {
-        (unit::show_one(&cluster.unit)?, None)
-    };
-    if is_outdated(cluster, &unit) {
+    let (mut unit, umbrella) = ask(cluster)?;
+    // What is meant to be down may be so because its volume is not there.
+    if not_meant(cluster.start, &unit, umbrella.as_ref()).is_none() && is_outdated(cluster, &unit) {
         unit.result = "outdated".into();
         unit.exit_kind = 0;
         unit.exit_status = 0;
@@ -80,15 +75,27 @@ pub fn units(cluster: &Cluster) -> Result<(UnitState, Option<UnitState>)> {
     Ok((unit, umbrella))
 }
 
+fn ask(cluster: &Cluster) -> Result<(UnitState, Option<UnitState>)> {
+    if !cluster.is_debian {
+        return Ok((unit::show_one(&cluster.unit)?, None));
+    }
+    let mut states = unit::show(&[&cluster.unit, "postgresql.service"])?;
+    let umbrella = states.pop();
+    Ok((states.remove(0), umbrella))
+}
+
 /// A server that was started without systemd leaves the unit as it was, failed perhaps, and what the unit says then is
 /// about an earlier one: pg_control has been written since.
 fn is_outdated(cluster: &Cluster, unit: &UnitState) -> bool {
+    if unit.active != "failed" {
+        return false;
+    }
     let path = cluster.data_directory.join(crate::control::NAME);
     let written = cluster.owner.act(|| std::fs::metadata(path).and_then(|meta| meta.modified()).ok()).ok().flatten();
     let (Some(written), Some(ended)) = (written.and_then(|at| at.elapsed().ok()), unit.inactive_for()) else {
         return false;
     };
-    unit.active == "failed" && written + Duration::from_secs(2) < ended
+    written + Duration::from_secs(2) < ended
 }
 
 pub fn of(cluster: &Cluster, config: &Config, unit: &UnitState, umbrella: Option<&UnitState>) -> Standing {
@@ -124,15 +131,38 @@ pub fn of(cluster: &Cluster, config: &Config, unit: &UnitState, umbrella: Option
     Standing::Meant
 }
 
-/// The operator's own words for "off".
-pub fn not_meant(start: Start, unit: &UnitState, umbrella: Option<&UnitState>) -> Option<String> {
+/// The operator's own words for "off", without a look at the cluster's volume.
+pub fn off(cluster: &Cluster) -> Result<Option<String>> {
+    if let Some(why) = off_in_files(cluster) {
+        return Ok(Some(why));
+    }
+    let (unit, umbrella) = ask(cluster)?;
+    Ok(not_meant(cluster.start, &unit, umbrella.as_ref()))
+}
+
+/// The same, as far as it can be told without asking systemd, which may hang.
+pub fn off_in_files(cluster: &Cluster) -> Option<String> {
+    in_start_conf(cluster.start).or_else(|| unit::is_masked_by_link(&cluster.unit).then(masked))
+}
+
+fn in_start_conf(start: Start) -> Option<String> {
     match start {
-        Start::Auto => {}
-        Start::Manual => return Some("is set to manual in start.conf".into()),
-        Start::Disabled => return Some("is disabled in start.conf".into()),
+        Start::Auto => None,
+        Start::Manual => Some("is set to manual in start.conf".into()),
+        Start::Disabled => Some("is disabled in start.conf".into()),
+    }
+}
+
+fn masked() -> String {
+    "has its unit masked".into()
+}
+
+fn not_meant(start: Start, unit: &UnitState, umbrella: Option<&UnitState>) -> Option<String> {
+    if let Some(why) = in_start_conf(start) {
+        return Some(why);
     }
     if unit.is_masked() {
-        return Some("has its unit masked".into());
+        return Some(masked());
     }
     let enabled = |state: &UnitState| state.file_state.starts_with("enabled");
     match umbrella {

@@ -5,6 +5,7 @@
 //! deadline.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -105,6 +106,23 @@ pub fn stop(unit: &str) -> Result<()> {
 /// Forgets failures, so that the start limit does not refuse the next start.
 pub fn reset_failed(unit: &str) -> Result<()> {
     call(systemctl().args(["reset-failed", "--", unit])).map(drop)
+}
+
+/// Whether it is masked, as the link says that makes it so (systemctl(1), mask); systemd is not asked.
+pub fn is_masked_by_link(unit: &str) -> bool {
+    let folders = ["/etc/systemd/system", "/run/systemd/system"].map(Path::new);
+    folders.iter().any(|folder| std::fs::read_link(folder.join(unit)).is_ok_and(|to| to == Path::new("/dev/null")))
+}
+
+/// The control group of a unit that runs or is being started (systemd.slice(5) for the name of an instance's slice).
+pub fn control_group(unit: &str) -> Option<PathBuf> {
+    let stem = unit.split('@').next().unwrap_or(unit);
+    let slice =
+        if unit.contains('@') { format!("system-{}.slice/", stem.replace('-', "\\x2d")) } else { String::new() };
+    ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .iter()
+        .map(|root| PathBuf::from(format!("{root}/system.slice/{slice}{unit}")))
+        .find(|group| group.exists())
 }
 
 /// The host is shutting down or rebooting (systemctl(1), is-system-running).

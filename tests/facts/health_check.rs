@@ -258,20 +258,20 @@ facts_on_both_suites! {
         host.journal_of("pg-health-check").does_not_say("secret");
     }
 
-    fn a_credential_that_cannot_be_read_or_that_others_may_read_is_refused(host: Host) {
+    fn a_credential_that_cannot_be_read_or_that_others_may_read_stops_no_other_check(host: Host) {
         quiet(&host, "[health.application]\nrole = \"postgres\"\ndatabase = \"postgres\"\n");
         host.sh(&format!("install -m 600 /dev/null {CREDENTIAL} && echo secret > {CREDENTIAL}"));
         assert_eq!(pass(&host), 0);
-        let state = host.file(&format!("/var/lib/pg-recovery/health/{}-main.json", host.version()));
-        let seen = || (state.read(), host.psql("SELECT beat FROM pgrecovery.heartbeat"));
-        let before = seen();
         let refuses = |output: Output, path: &str, why: &str, hint: &str| {
-            assert_eq!((output.status, output.stdout.as_str()), (3, ""), "{output}");
-            assert!(output.stderr.contains(&format!("cannot use the credential {path}: {why}")), "{output}");
-            assert!(output.stderr.contains(&format!("HINT: {hint}")) && !output.stderr.contains("secret"), "{output}");
+            let told = format!("UNKNOWN application_login: the login of role postgres was not tried: cannot use the credential {path}: {why}");
+            assert_eq!(output.status, 1, "{output}");
+            assert!(output.stdout.contains(&told) && output.stdout.contains(&format!(". {hint}")), "{output}");
+            assert!(output.stdout.contains(" write=") && !output.stdout.contains("secret"), "{output}");
         };
         let unit_refuses = |why: &str| {
-            assert_eq!(pass(&host), 3);
+            let beat = || host.psql("SELECT beat FROM pgrecovery.heartbeat").parse::<u64>().expect("a number");
+            let before = beat();
+            assert_eq!((pass(&host), failures(&host), beat()), (1, 0, before + 1));
             host.journal_of("pg-health-check").says(&format!("cannot use the credential {CREDENTIAL}: {why}"));
         };
 
@@ -291,10 +291,9 @@ facts_on_both_suites! {
         let folder = "it is not a regular file";
         refuses(host.run("pg-health-check"), CREDENTIAL, folder, "Put the password into a file");
         unit_refuses(folder);
-        assert_eq!(seen(), before, "nothing was changed");
 
         // systemd reads it as root, whatever its mode.
-        host.sh(&format!("rmdir {CREDENTIAL} && install -m 0 /dev/null {CREDENTIAL}"));
+        host.sh(&format!("rmdir {CREDENTIAL} && chmod 700 $(dirname {CREDENTIAL}) && install -m 0 /dev/null {CREDENTIAL}"));
         assert_eq!(pass(&host), 0);
         host.sh(&format!("rm {CREDENTIAL}"));
         assert_eq!(pass(&host), 0, "there is none");
@@ -687,6 +686,27 @@ facts_on_both_suites! {
         host.sh("systemctl enable postgresql.service");
         faults::o1_operator_off::inject_manual(&host);
         left_alone("is set to manual in start.conf, leaving it alone");
+    }
+
+    fn a_cluster_that_is_meant_to_be_down_is_left_alone_on_a_volume_that_never_answers(host: Host) {
+        let second = host.create_cluster("second");
+        host.operator_masks(&second.unit());
+        quiet(&host, "");
+        faults::s6_dead_volume::inject(&host, &second.data_directory());
+        let left_alone = |reason: &str| {
+            let began = Instant::now();
+            for _ in 0..2 {
+                assert_eq!((pass(&host), host.property_of(CHECK, "Result")), (0, "success".into()));
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+            let name = second.name();
+            host.journal_of("pg-health-check").says(&format!("{name} OK: cluster {name} {reason}, leaving it alone"));
+        };
+        left_alone("has its unit masked");
+        host.sh(&format!("systemctl unmask {}", second.unit()));
+        host.sh(&format!("echo manual > {}/start.conf", second.configuration_directory()));
+        left_alone("is set to manual in start.conf");
+        host.sh("systemctl stop dead-volume.service");
     }
 
     fn a_crash_is_told_apart_from_a_clean_stop(host: Host) {

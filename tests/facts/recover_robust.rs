@@ -283,33 +283,6 @@ facts_on_both_suites! {
         ledger.stop_and_check().assert_nothing_lost();
     }
 
-    fn a_busy_server_is_left_alone_by_all(host: Host) {
-        host.wait_until_settled();
-        let pid = host.postmaster_pid();
-        let ledger = host.ledger_of_fresh_sessions();
-        let pgbench = host.main_cluster().program("pgbench");
-        assert!(host.as_postgres(&format!("{pgbench} -i -q -s 2 postgres")).success());
-        // The server comes last of all: new connections all the time, dozens of sessions that calculate, and others that
-        // take what CPU there is. Some of its processes may have ended before they are reached.
-        host.run("renice -n 19 $(pgrep -u postgres)");
-        host.run_as_unit("churn", "postgres", &format!("exec {pgbench} -n -S -C -c 40 -j 2 -T 90 postgres"));
-        let calculate = "SELECT sum(sqrt(n)) FROM generate_series(1, 1000000000) n";
-        host.run_as_unit("calculate", "postgres", &format!("for n in $(seq 24); do psql -X postgres -c '{calculate}' & done; wait"));
-        host.run_as_unit("burn", "root", "for n in $(seq 8); do timeout 90 sh -c 'while :; do :; done' & done; wait");
-        let began = Instant::now();
-        let mut runs = 0;
-        while runs < 3 || began.elapsed() < Duration::from_secs(40) {
-            assert_eq!(recover(&host), 0, "{}", host.journal_of(ME));
-            runs += 1;
-        }
-        host.sh("systemctl stop churn calculate burn");
-        assert_eq!(host.postmaster_pid(), pid);
-        host.journal_of(ME).does_not_say("step 1").does_not_say("manual");
-        host.journal_of("pg-watchdog").does_not_say("hangs").does_not_say("starting").does_not_say("handed");
-        ledger.wait_for_commits(20);
-        ledger.stop_and_check().assert_nothing_lost();
-    }
-
     fn a_standby_that_waits_for_wal_is_left_alone(host: Host) {
         let standby = host.create_cluster("standby");
         host.operator_stops(&standby.unit());

@@ -14,8 +14,8 @@ use shared::{Error, Result, state};
 const NAME: &str = "application-password";
 const FILE: &str = "/etc/pg-recovery/credentials/application-password";
 
-/// `None` when there is none. One that cannot be read, or that others may read, is refused: a check that goes on without
-/// it would call a login that was never tried a success.
+/// `None` when there is none. One that cannot be read, or that others may read, is refused: a login that is not tried
+/// because of that must not be taken for one that needs no password.
 pub fn password() -> Result<Option<String>> {
     let copy = std::env::var_os("CREDENTIALS_DIRECTORY").map(|folder| PathBuf::from(folder).join(NAME));
     load(Path::new(FILE), copy.as_deref())

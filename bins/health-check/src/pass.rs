@@ -10,8 +10,8 @@ use shared::cluster::{Cluster, Start};
 use shared::config::Config;
 use shared::health::{self, Health, Sample, Startup, Status};
 use shared::pidfile::LockFile;
-use shared::standing;
 use shared::state::State;
+use shared::{Error, process, standing, unit};
 
 use crate::postmaster::{self, Facts};
 use crate::probe::{self, Answers, Questions};
@@ -30,7 +30,7 @@ pub struct Pass {
     pub config: Config,
     /// Findings about the host.
     pub host: Vec<Finding>,
-    pub password: Option<String>,
+    pub password: Result<Option<String>, Error>,
     /// Keep the score.
     pub counts: bool,
     /// Clusters whose pass is entered: a thread that was given up may still come to its end.
@@ -55,7 +55,7 @@ pub struct Outcome {
 pub fn run(clusters: Vec<Cluster>, pass: Pass) -> Vec<Outcome> {
     let deadline = Instant::now() + PATIENCE;
     let (pass, (sender, receiver)) = (Arc::new(pass), mpsc::channel());
-    let mut waiting: Vec<String> = clusters.iter().map(Cluster::name).collect();
+    let mut waiting = clusters.clone();
     for cluster in clusters {
         let (pass, sender) = (pass.clone(), sender.clone());
         std::thread::spawn(move || {
@@ -66,10 +66,10 @@ pub fn run(clusters: Vec<Cluster>, pass: Pass) -> Vec<Outcome> {
     let mut outcomes: Vec<Outcome> = Vec::new();
     while !waiting.is_empty() {
         let Ok(outcome) = receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) else { break };
-        waiting.retain(|name| *name != outcome.cluster);
+        waiting.retain(|cluster| cluster.name() != outcome.cluster);
         outcomes.push(outcome);
     }
-    outcomes.extend(waiting.into_iter().map(|name| pass.give_up(name)));
+    outcomes.extend(waiting.iter().map(|cluster| pass.give_up(cluster)));
     outcomes.sort_by(|a, b| (b.is_due, b.status, &a.cluster).cmp(&(a.is_due, a.status, &b.cluster)));
     outcomes
 }
@@ -112,21 +112,17 @@ impl Pass {
             return Outcome::of(name, vec![finding], &self.config, 0);
         }
         let mut state = health::state(&name);
+        if let Some(why) = at_rest(cluster) {
+            let finding = Finding::ok("process", format!("cluster {name} {why}, leaving it alone"));
+            let mut outcome = Outcome::of(name, vec![finding], &self.config, state.value.failures);
+            self.enter(&mut outcome, &mut state, false, now, || None);
+            return outcome;
+        }
         let disks = look_at_disks(cluster);
         let facts = Facts::look(cluster);
-        let mut progress = None;
-        let mut outcome = match left_alone(cluster, &facts) {
-            Some(why) => {
-                let finding = Finding::ok("process", format!("cluster {name} {why}, leaving it alone"));
-                Outcome::of(name.clone(), vec![finding], &self.config, state.value.failures)
-            }
-            None => {
-                let last = &mut state.value;
-                let (findings, role, seen) = self.examine(cluster, &facts, &disks, last, &now);
-                progress = seen;
-                Outcome { role, ..Outcome::of(name.clone(), findings, &self.config, last.failures) }
-            }
-        };
+        let last = &mut state.value;
+        let (findings, role, progress) = self.examine(cluster, &facts, &disks, last, &now);
+        let mut outcome = Outcome { role, ..Outcome::of(name, findings, &self.config, last.failures) };
         let hold = || count::hold(cluster, &self.config, &facts, progress.as_ref());
         self.enter(&mut outcome, &mut state, facts.stopped_cleanly(), now, hold);
         outcome
@@ -135,12 +131,14 @@ impl Pass {
     /// A pass that did not end in time: the file system of the data directory hangs, or all that is asked takes its full
     /// deadline. Nothing is looked at here that could hang as well; if it does, systemd ends the unit, and that starts a
     /// recovery too.
-    fn give_up(&self, name: String) -> Outcome {
+    fn give_up(&self, cluster: &Cluster) -> Outcome {
+        let name = cluster.name();
         let message = format!("the check itself did not end within {}s", PATIENCE.as_secs());
         let mut state = health::state(&name);
         let finding = Finding::critical("process", message);
         let mut outcome = Outcome::of(name.clone(), vec![finding], &self.config, state.value.failures);
-        self.enter(&mut outcome, &mut state, false, Stamp::now(), || count::excuse(&name));
+        let hold = || count::excuse(&name).or_else(|| standing::off_in_files(cluster));
+        self.enter(&mut outcome, &mut state, false, Stamp::now(), hold);
         outcome
     }
 
@@ -188,7 +186,7 @@ impl Pass {
         };
         let answers = match client::runtime() {
             Ok(runtime) => {
-                let questions = Questions::of(cluster, running, config, self.password.clone());
+                let questions = Questions::of(cluster, running, config, self.password.as_ref().ok());
                 let answers = runtime.block_on(probe::ask(&questions));
                 // Looking up a name may still hang in a thread.
                 runtime.shutdown_background();
@@ -201,7 +199,7 @@ impl Pass {
         if is_cold_standby(cluster, running.map(|f| f.status.as_str()), &answers) {
             findings.push(Finding::ok("replay", "a standby that takes no connections (hot_standby is off)"));
         } else {
-            findings.extend(probe::judge(&answers, cluster, config));
+            findings.extend(probe::judge(&answers, cluster, config, self.password.as_ref().err()));
         }
         if let Some(Ok(standby)) = &answers.standby {
             findings.push(standby::judge(standby, &last.replay, now));
@@ -252,16 +250,17 @@ fn look_at_disks(cluster: &Cluster) -> mpsc::Receiver<Disks> {
     receiver
 }
 
-/// It does not run, and is not meant to.
-fn left_alone(cluster: &Cluster, facts: &Facts) -> Option<String> {
-    if facts.runs() || facts.unclear.is_some() {
+/// Why it does not run: it is not meant to. It is not touched then, for it may be on a volume that never answers.
+fn at_rest(cluster: &Cluster) -> Option<String> {
+    // Asking systemd costs more than all that follows.
+    if cluster.start == Start::Auto && unit::control_group(&cluster.unit).is_some() {
         return None;
     }
-    match &facts.units {
-        Some((unit, umbrella)) => standing::not_meant(cluster.start, unit, umbrella.as_ref()),
-        None if cluster.start != Start::Auto => Some("is not set to auto in start.conf".into()),
-        None => None,
+    let family = process::family(&cluster.data_directory, &cluster.owner).ok()?;
+    if family.postmaster.is_some() || !family.unclear.is_empty() {
+        return None;
     }
+    standing::off(cluster).ok().flatten()
 }
 
 /// How the start comes on; `None` when the cluster is not starting.

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use shared::Error;
 use shared::client::{Address, Refusal, Session, Target, retry};
 use shared::cluster::Cluster;
 use shared::config::{Application, Health};
@@ -86,16 +87,23 @@ pub struct Questions {
 }
 
 impl Questions {
-    pub fn of(cluster: &Cluster, running: Option<&PidFile>, config: &Health, password: Option<String>) -> Self {
+    /// Without a usable `password` the application's login is not tried.
+    pub fn of(
+        cluster: &Cluster,
+        running: Option<&PidFile>,
+        config: &Health,
+        password: Option<&Option<String>>,
+    ) -> Self {
         let (_, port) = cluster.socket(running);
         let socket = Target::of(cluster, running, &config.database, APPLICATION_NAME);
         let tcp = cluster.tcp_addresses().into_iter();
         let tcp = tcp.map(|host| Target { address: Address::Tcp(host, port), ..socket.clone() }).collect();
-        let application = config.application.as_ref().map(|Application { role, database, host }| Target {
+        let application = config.application.as_ref().zip(password);
+        let application = application.map(|(Application { role, database, host }, password)| Target {
             address: host.clone().map_or_else(|| socket.address.clone(), |host| Address::Tcp(host, port)),
             role: role.clone(),
             database: database.clone(),
-            password,
+            password: password.clone(),
             ..socket.clone()
         });
         Questions { socket, tcp, application, connect_timeout: patience(config), budget: Budget::new(config) }
@@ -301,11 +309,11 @@ async fn waits_for(questions: &Questions, pid: i32) -> Option<String> {
     rows.into_iter().next()?.into_iter().next()?
 }
 
-pub fn judge(answers: &Answers, cluster: &Cluster, config: &Health) -> Vec<Finding> {
+pub fn judge(answers: &Answers, cluster: &Cluster, config: &Health, refused: Option<&Error>) -> Vec<Finding> {
     let has_socket = cluster.setting("unix_socket_directories") != Some("");
     let mut findings = vec![judge_socket(&answers.connect, has_socket, config)];
     findings.extend(judge_tcp(answers, cluster.setting("listen_addresses")));
-    findings.push(judge_login(answers.application.as_ref(), config));
+    findings.push(judge_login(answers.application.as_ref(), refused, config));
     findings.extend(answers.query.as_ref().map(|query| judge_query(query, config)));
     findings.extend(answers.write.as_ref().map(judge_write));
     findings.extend(judge_synchronous(answers));
@@ -373,9 +381,14 @@ fn judge_tcp(answers: &Answers, configured: Option<&str>) -> Option<Finding> {
     })
 }
 
-fn judge_login(login: Option<&Result<(), Refusal>>, config: &Health) -> Finding {
+/// `refused`: why there is no password to try it with. That the role cannot log in is not said by that.
+fn judge_login(login: Option<&Result<(), Refusal>>, refused: Option<&Error>, config: &Health) -> Finding {
     let name = "application_login";
     let role = config.application.as_ref().map_or("?", |a| a.role.as_str());
+    if let Some(why) = refused {
+        let hint = why.hint.as_deref().map(|hint| format!(". {hint}")).unwrap_or_default();
+        return Finding::unknown(name, format!("the login of role {role} was not tried: {}{hint}", why.message));
+    }
     match login {
         None => Finding::ok(name, "skipped, [health.application] is not configured"),
         Some(Ok(())) => Finding::ok(name, format!("role {role} can log in")),
@@ -524,12 +537,16 @@ mod tests {
             application: Some(Application { role: "app".into(), database: "app".into(), host: None }),
             ..Health::default()
         };
-        let status = |login: Result<(), Refusal>| judge_login(Some(&login), &config).check.status;
+        let status = |login: Result<(), Refusal>| judge_login(Some(&login), None, &config).check.status;
         let denied = |text: &str| Err(Refusal::NotAllowed(text.into()));
         assert_eq!(status(Ok(())), Status::Ok);
         assert_eq!(status(denied("a password is wanted")), Status::Ok);
         assert_eq!(status(denied("FATAL: password authentication failed for user \"app\"")), Status::Critical);
         assert_eq!(status(denied("FATAL: no pg_hba.conf entry for host \"::1\", no encryption")), Status::Unknown);
+        let refused = Error::config("cannot use it").hint("Run: chmod 600 it");
+        let finding = judge_login(None, Some(&refused), &config);
+        assert_eq!((finding.check.status, finding.escalates), (Status::Unknown, false));
+        assert!(finding.check.message.ends_with("not tried: cannot use it. Run: chmod 600 it"));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Watches one cluster, in a thread of its own: while its postmaster lives, and while there is none.
 
 use std::future::{Future, poll_fn};
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -17,7 +16,7 @@ use shared::pidfile::LockFile;
 use shared::process::{self, Identity, Pidfd, Process};
 use shared::standing::{self, Standing, Verdict};
 use shared::state::State as StateFile;
-use shared::unit::UnitState;
+use shared::unit::{UnitState, control_group};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
@@ -600,17 +599,6 @@ fn spacing(down: Duration) -> Duration {
         10..70 => Duration::from_secs(2),
         _ => Duration::from_secs(30),
     }
-}
-
-/// The control group of a unit that runs or is being started (systemd.slice(5) for the name of an instance's slice).
-fn control_group(unit: &str) -> Option<PathBuf> {
-    let stem = unit.split('@').next().unwrap_or(unit);
-    let slice =
-        if unit.contains('@') { format!("system-{}.slice/", stem.replace('-', "\\x2d")) } else { String::new() };
-    ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
-        .iter()
-        .map(|root| PathBuf::from(format!("{root}/system.slice/{slice}{unit}")))
-        .find(|group| group.exists())
 }
 
 fn register(pidfd: Pidfd) -> std::io::Result<AsyncFd<Pidfd>> {
