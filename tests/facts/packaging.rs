@@ -280,7 +280,14 @@ var/lib/pg-recovery/watchdog/ root 755";
         let output = host.run("systemd-analyze verify --man=no /usr/lib/systemd/system/pg-*");
         // It exits 0 also for keys that it does not know.
         assert_eq!((output.status, output.stdout.as_str(), output.stderr.as_str()), (0, "", ""), "{output}");
-        for (unit, tenths) in [("pg-health-check", 15), ("pg-watchdog", 35), ("pg-recovery", 35)] {
+        for (unit, tenths) in [
+            ("pg-health-check", 15),
+            ("pg-watchdog", 35),
+            ("pg-recovery", 35),
+            ("pg-backup", 18),
+            ("pg-wal-stream", 18),
+            ("pg-restore-drill", 18),
+        ] {
             host.sh(&format!("systemd-analyze security --no-pager --threshold={tenths} {unit}.service"));
         }
     }
