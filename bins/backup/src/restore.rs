@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -183,6 +184,8 @@ fn write(store: &Store, base: &Base, point: &Point, data: &Path, tablespaces: &P
     }
     let manifest = verify::read(&base.path, Some(&Target { data, tablespaces })).map_err(failed)?;
     let io = |e: std::io::Error| failed(e.to_string());
+    // The server refuses one that others may look into.
+    fs::set_permissions(data, fs::Permissions::from_mode(0o700)).map_err(io)?;
     // The server makes the links when it starts, and would make them to where the tablespaces were.
     let map = data.join("tablespace_map");
     if let Ok(text) = fs::read_to_string(&map) {
