@@ -86,11 +86,20 @@ fn release(clusters: &[Cluster]) -> Result<Code> {
         return Ok(Code::Ok);
     }
     crate::each(clusters, |cluster| {
-        if let Ok(server) = Server::ask(cluster)
-            && server.slot.is_some()
-        {
-            drop_slot(cluster)?;
-            log::info!(PG_CLUSTER = cluster.name(); "nobody receives WAL of cluster {} any more, its slot {SLOT} is dropped", cluster.name());
+        let name = cluster.name();
+        match Server::ask(cluster) {
+            Ok(server) if server.slot.is_some() => {
+                drop_slot(cluster)?;
+                log::info!(PG_CLUSTER = name; "nobody receives WAL of cluster {name} any more, its slot {SLOT} is dropped");
+            }
+            Err(why) if cluster.data_directory.join("pg_replslot").join(SLOT).exists() => {
+                log::warn!(PG_CLUSTER = name; "could not drop the slot {SLOT} of cluster {name}, which keeps WAL for nobody \
+                    when it runs again: {}", why.message);
+                log::warn!(
+                    "HINT: Start pg-wal-stream.service, or run there: SELECT pg_drop_replication_slot('{SLOT}')"
+                );
+            }
+            _ => {}
         }
         Ok(Code::Ok)
     })
