@@ -108,14 +108,24 @@ facts_on_both_suites! {
         let ledger = host.ledger();
         ledger.wait_for_commits(200);
         host.sh(&format!("kill -9 {} && rm -rf {}", host.postmaster_pid(), host.data_directory()));
-        let said = host.sh("pg-backup restore --latest --to /var/lib/postgresql/restored");
         let book = ledger.book();
-        let ask = start_restored(&host, &said);
-        let there: HashSet<u64> = ask("SELECT id FROM ledger").lines().map(|id| id.parse().expect("a number")).collect();
+        let said = host.sh(&format!("pg-backup restore --latest --to {}", host.data_directory()));
+        let (_, in_place) = said.split_once("To put it in the place").expect("it says how");
+        for command in in_place.lines().filter(|line| line.starts_with("  ")) {
+            host.sh(command);
+        }
+        host.wait_until("the restored cluster is a primary", SOON, || {
+            host.try_psql("SELECT pg_is_in_recovery()").stdout.trim() == "f"
+        });
+        let there: HashSet<u64> = host.psql("SELECT id FROM ledger").lines().map(|id| id.parse().expect("a number")).collect();
         let acked = || book.entries.iter().filter(|entry| entry.status == Status::Acked);
         let last = acked().map(|entry| entry.at_ms).max().expect("there were commits");
         let missing: Vec<u64> = acked().filter(|e| !there.contains(&e.id)).map(|e| last - e.at_ms).collect();
         assert!(missing.iter().all(|age| *age <= 1000), "missing, by milliseconds before the last: {missing:?}");
+        wait_for_stream(&host);
+        host.sh("systemctl start pg-backup.service");
+        let newest = backups(&host).pop().expect("there is one");
+        assert!(newest["timeline"] == 2 && newest["good"] == true, "it is backed up anew: {newest}");
     }
 
     fn a_flipped_byte_of_a_backup_and_a_missing_segment_are_found(suite: Suite) {
