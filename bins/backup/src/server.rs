@@ -34,7 +34,8 @@ pub struct Server {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Slot {
-    pub restart: Lsn,
+    /// `None`: the server has given it up (max_slot_wal_keep_size).
+    pub restart: Option<Lsn>,
     /// WAL in bytes that it keeps back.
     pub kept: u64,
 }
@@ -64,9 +65,7 @@ impl Server {
             block_size: number(5)? as u32,
             lsn: Lsn::parse(text(6)).ok_or_else(unexpected)?,
             standby_names: text(7).into(),
-            // Without a restart_lsn it has been invalidated (max_slot_wal_keep_size), and keeps nothing.
-            slot: (text(10) == SLOT)
-                .then(|| Slot { restart: Lsn::parse(text(8)).unwrap_or_default(), kept: text(9).parse().unwrap_or(0) }),
+            slot: (text(10) == SLOT).then(|| Slot { restart: Lsn::parse(text(8)), kept: text(9).parse().unwrap_or(0) }),
         })
     }
 

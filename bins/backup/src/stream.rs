@@ -125,12 +125,16 @@ fn drop_slot(cluster: &Cluster) -> Result<()> {
 struct Receiver {
     child: Child,
     with_slot: bool,
+    since: Instant,
 }
 
 /// The stream of one cluster.
 struct Stream {
     name: String,
     receiver: Option<Receiver>,
+    /// How often in a row it ended soon after its start, and when it is worth another try.
+    failures: u32,
+    not_before: Instant,
     /// The last thing that was said; the same is not said every few seconds.
     said: String,
 }
@@ -164,6 +168,9 @@ fn decide(facts: &Facts) -> Step {
     if let Some(why) = now::cannot(server) {
         return Step::Stand(why);
     }
+    if server.slot.as_ref().is_some_and(|slot| slot.restart.is_none()) {
+        return Step::GiveUp("the server keeps no WAL for it any more (max_slot_wal_keep_size)".into());
+    }
     let kept = server.slot.as_ref().map_or(0, |slot| slot.kept);
     if kept > facts.slot_max {
         return Step::GiveUp(format!("{} MB of WAL are kept for it (backup.slot_max)", kept >> 20));
@@ -191,14 +198,14 @@ fn decide(facts: &Facts) -> Step {
 /// Whether a run can go on: the server still has the segment that comes next, and has got that far itself.
 fn goes_on(next: Option<u64>, server: &Server, is_there: impl FnOnce(u64) -> bool) -> bool {
     next.is_some_and(|next| {
-        let kept_from = server.slot.as_ref().map(|slot| slot.restart.0 / server.segment_size);
+        let kept_from = server.slot.as_ref().and_then(|slot| Some(slot.restart?.0 / server.segment_size));
         next <= server.lsn.0 / server.segment_size && (kept_from.is_some_and(|first| first <= next) || is_there(next))
     })
 }
 
 impl Stream {
     fn new(name: String) -> Stream {
-        Stream { name, receiver: None, said: String::new() }
+        Stream { name, receiver: None, failures: 0, not_before: Instant::now(), said: String::new() }
     }
 
     fn tend(mut self, file: Option<&Path>, mut config: Config, stop: &AtomicBool, gone: &AtomicBool) {
@@ -236,6 +243,9 @@ impl Stream {
             Step::Go => Ok(()),
             Step::Stand(why) => {
                 self.end();
+                if server.slot.is_some() {
+                    drop_slot(cluster)?;
+                }
                 self.say(log::Level::Info, format!("no WAL of cluster {} is received: {why}", self.name));
                 Ok(())
             }
@@ -249,6 +259,7 @@ impl Stream {
                 self.say(log::Level::Warn, text);
                 Ok(())
             }
+            Step::Receive { .. } if Instant::now() < self.not_before => Ok(()),
             Step::Receive { with_slot } => {
                 self.end();
                 self.receive(cluster, &store, server, with_slot)
@@ -271,7 +282,7 @@ impl Stream {
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let started = command.spawn().map_err(|e| Error::failed(format!("could not start pg_receivewal: {e}")))?;
-        self.receiver = Some(Receiver { child: started, with_slot });
+        self.receiver = Some(Receiver { child: started, with_slot, since: Instant::now() });
         let how = if with_slot {
             ""
         } else {
@@ -313,6 +324,8 @@ impl Stream {
         }
         let mut said = String::new();
         let _ = receiver.child.stderr.take().map(|mut stderr| stderr.read_to_string(&mut said));
+        self.failures = if receiver.since.elapsed() < 2 * ROUND { (self.failures + 1).min(6) } else { 0 };
+        self.not_before = Instant::now() + SOON * 2u32.pow(self.failures);
         self.receiver = None;
         let last = said.lines().rfind(|line| line.contains("error")).unwrap_or("it was ended").to_string();
         self.say(log::Level::Info, format!("the stream of cluster {} has ended: {last}", self.name));
@@ -344,7 +357,7 @@ mod tests {
 
     fn server(kept: Option<u64>) -> Server {
         let lsn = Lsn(10 * SEGMENT + 5);
-        let slot = kept.map(|kept| Slot { restart: Lsn(lsn.0 - kept), kept });
+        let slot = kept.map(|kept| Slot { restart: Some(Lsn(lsn.0 - kept)), kept });
         Server { version: 15, segment_size: SEGMENT, lsn, slot, ..Server::default() }
     }
 
@@ -365,6 +378,8 @@ mod tests {
     fn a_slot_never_fills_the_disk() {
         let gives_up = |facts: &Facts| matches!(decide(facts), Step::GiveUp(_));
         assert!(gives_up(&facts(&server(Some(65 << 20)))), "above its bound");
+        let lost = Server { slot: Some(Slot { restart: None, kept: 0 }), ..server(None) };
+        assert!(gives_up(&facts(&lost)), "it would be refused for ever");
         let (little, much) = (server(Some(SEGMENT)), server(Some(63 << 20).map(|kept| kept + (2 << 20))));
         let wide = |server| Facts { slot_max: 1 << 40, ..facts(server) };
         assert!(gives_up(&Facts { room_for_server: 0, ..wide(&much) }));
