@@ -16,19 +16,19 @@ pub fn all(clusters: &[Cluster], config: &Config, plan: bool) -> Result<Code> {
             log::warn!(PG_CLUSTER = store.cluster; "a backup of cluster {} is at work, nothing is removed now", store.cluster);
             return Ok(Code::TempFail);
         };
-        one(&store, config, plan)
+        one(&store, config, 0, plan)
     })
 }
 
-/// The caller holds the lock.
-pub fn one(store: &Store, config: &Config, plan: bool) -> Result<Code> {
+/// Removes what is no longer kept, and what has to go so that `short` more bytes are free. The caller holds the lock.
+pub fn one(store: &Store, config: &Config, short: u64, plan: bool) -> Result<Code> {
     let Some(_removing) = store.try_removing()? else {
         log::info!(PG_CLUSTER = store.cluster; "a backup of cluster {} is being read, nothing is removed now", store.cluster);
         return Ok(Code::TempFail);
     };
     let mut bases = store.bases();
     let facts: Vec<Fact> = bases.iter().map(|base| fact(store, base)).collect();
-    let surplus = surplus(&facts, &config.backup);
+    let surplus = surplus(&facts, &config.backup, short);
     let would = if plan { "would remove" } else { "removing" };
     for base in bases.drain(..surplus) {
         log::info!(PG_CLUSTER = store.cluster; "{would} backup {} of cluster {}", base.id, store.cluster);
@@ -67,16 +67,17 @@ fn fact(store: &Store, base: &Base) -> Fact {
 
 /// How many of the oldest go. Only good ones count as newer, and never is one removed for its age alone: age is measured
 /// against the newest backup, by a clock that may have jumped.
-fn surplus(bases: &[Fact], config: &Backup) -> usize {
+fn surplus(bases: &[Fact], config: &Backup, short: u64) -> usize {
     let newest = bases.iter().map(|base| base.wall).fold(0.0, f64::max);
+    // The WAL of the oldest has that of all others in it.
+    let bytes =
+        |kept: &[Fact]| kept.iter().map(|base| base.bytes).sum::<u64>() + kept.first().map_or(0, |base| base.wal);
     let mut gone = 0;
     for (index, base) in bases.iter().enumerate() {
         let newer = bases[index + 1..].iter().filter(|base| base.good).count();
         let is_old = newer >= config.keep as usize && newest - base.wall > config.keep_for.as_secs_f64();
-        let kept = &bases[index..];
-        // The WAL of the oldest has that of all others in it.
-        let bytes = kept.iter().map(|base| base.bytes).sum::<u64>() + base.wal;
-        let is_too_much = config.budget > 0 && bytes > config.budget;
+        let kept = bytes(&bases[index..]);
+        let is_too_much = (config.budget > 0 && kept > config.budget) || bytes(bases) - kept < short;
         if newer < config.keep_min as usize || !(is_old || is_too_much) {
             break;
         }
@@ -134,10 +135,10 @@ mod tests {
     #[test]
     fn a_backup_goes_by_count_and_age_together() {
         let config = Backup::default();
-        assert_eq!(surplus(&daily(8), &config), 0, "seven days are not over");
-        assert_eq!(surplus(&daily(9), &config), 1);
-        assert_eq!(surplus(&daily(30), &config), 22);
-        assert_eq!(surplus(&[], &config), 0);
+        assert_eq!(surplus(&daily(8), &config, 0), 0, "seven days are not over");
+        assert_eq!(surplus(&daily(9), &config, 0), 1);
+        assert_eq!(surplus(&daily(30), &config, 0), 22);
+        assert_eq!(surplus(&[], &config, 0), 0);
     }
 
     #[test]
@@ -145,11 +146,11 @@ mod tests {
         let config = Backup::default();
         let mut bases = daily(6);
         bases.push(Fact { wall: 4e9, ..bases[0].clone() });
-        assert_eq!(surplus(&bases, &config), 0, "forward");
+        assert_eq!(surplus(&bases, &config, 0), 0, "forward");
         for base in &mut bases {
             base.wall = 0.0;
         }
-        assert_eq!(surplus(&bases, &config), 0, "back");
+        assert_eq!(surplus(&bases, &config, 0), 0, "back");
     }
 
     #[test]
@@ -158,17 +159,28 @@ mod tests {
         for base in &mut bases[10..] {
             base.good = false;
         }
-        assert_eq!(surplus(&bases, &Backup::default()), 3, "seven good ones stay, and what is newer");
+        assert_eq!(surplus(&bases, &Backup::default(), 0), 3, "seven good ones stay, and what is newer");
     }
 
     #[test]
     fn over_the_budget_the_oldest_go_but_never_the_last_two() {
         let config = |budget| Backup { budget, ..Backup::default() };
-        assert_eq!(surplus(&daily(5), &config(250)), 3);
-        assert_eq!(surplus(&daily(5), &config(1)), 3, "the newest two stay");
+        assert_eq!(surplus(&daily(5), &config(250), 0), 3);
+        assert_eq!(surplus(&daily(5), &config(1), 0), 3, "the newest two stay");
         let mut bases = daily(3);
         bases[0].wal = 1000;
-        assert_eq!(surplus(&bases, &config(500)), 1, "its WAL goes with it");
+        assert_eq!(surplus(&bases, &config(500), 0), 1, "its WAL goes with it");
+    }
+
+    #[test]
+    fn on_a_full_volume_the_oldest_make_room_for_the_next_but_never_the_last_two() {
+        let mut bases = daily(5);
+        for (index, base) in bases.iter_mut().enumerate() {
+            base.wal = 1000 - 100 * index as u64;
+        }
+        for (short, gone) in [(0, 0), (1, 1), (200, 1), (201, 2), (10_000, 3)] {
+            assert_eq!(surplus(&bases, &Backup::default(), short), gone, "{short}");
+        }
     }
 
     #[test]

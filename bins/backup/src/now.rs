@@ -66,7 +66,11 @@ fn now(cluster: &Cluster, config: &Config, only_due: bool) -> Result<Code> {
     }
     let size = server::size(cluster)?;
     let estimate = estimate(size, newest);
-    let room = store.room(config.backup.leave_free)?;
+    let mut room = store.room(config.backup.leave_free)?;
+    if room < estimate {
+        expire::one(&store, config, estimate - room, false)?;
+        room = store.room(config.backup.leave_free)?;
+    }
     if room < estimate {
         return Err(Error::failed(format!(
             "cannot back up cluster {name}: that needs about {} MB, and the volume of {} has {} MB beside the {} % that stay \
@@ -76,7 +80,7 @@ fn now(cluster: &Cluster, config: &Config, only_due: bool) -> Result<Code> {
             room >> 20,
             config.backup.leave_free
         ))
-        .hint("Make room there, mount a larger volume there, or lower backup.keep."));
+        .hint("Make room there, mount a larger volume there, or lower backup.leave_free."));
     }
     let mut base = take(cluster, config, &store, &server, fast)?;
     base.info.cluster_bytes = size;
@@ -84,7 +88,7 @@ fn now(cluster: &Cluster, config: &Config, only_due: bool) -> Result<Code> {
     let (id, seconds) = (&base.id, base.info.finished.since(&base.info.started).as_secs());
     if found == Code::Ok {
         log::info!(PG_CLUSTER = name; "cluster {name} is backed up as {id}: {} MB in {seconds} s, verified", base.info.bytes >> 20);
-        expire::one(&store, config, false)?;
+        expire::one(&store, config, 0, false)?;
     }
     Ok(found)
 }

@@ -28,11 +28,13 @@ use shared::{Error, Result, unit};
 
 use crate::server::{self, SLOT, STREAM, Server};
 use crate::store::{self, Run, Store};
-use crate::{child, now};
+use crate::{child, expire, now};
 
 /// How often new clusters are looked for, and how often each is looked at.
 const ROUND: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_millis(500);
+/// Segments for which old backups make room on a volume that is full.
+const MAKE_ROOM: u64 = 64;
 
 pub fn run(args: &Args) -> Result<Code> {
     // Refuses at the start what a later round only warns of.
@@ -233,10 +235,15 @@ impl Stream {
         let Some(cluster) = clusters.first() else { return Ok(()) };
         let store = Store::open(cluster)?;
         let server = Server::ask(cluster)?;
-        let (room_for_server, room_for_backups) = (
-            store::room(&cluster.data_directory.join("pg_wal"), config.backup.leave_free)?,
-            store.room(config.backup.leave_free)?,
-        );
+        let leave_free = config.backup.leave_free;
+        let room_for_server = store::room(&cluster.data_directory.join("pg_wal"), leave_free)?;
+        let mut room_for_backups = store.room(leave_free)?;
+        if room_for_backups == 0
+            && let Some(_alone) = store.try_lock()?
+        {
+            expire::one(&store, config, MAKE_ROOM * server.segment_size, false)?;
+            room_for_backups = store.room(leave_free)?;
+        }
         let receives = self.receiver.as_ref().map(|receiver| receiver.with_slot);
         let slot_max = config.backup.slot_max;
         match decide(&Facts { server: &server, slot_max, room_for_server, room_for_backups, receives }) {
