@@ -222,4 +222,14 @@ facts_on_both_suites! {
         let newest = backups.last().expect("there are backups");
         assert!(backups.len() == 2 && newest["good"] == true && newest["wal_gap"] == false, "{backups:?}");
     }
+
+    fn a_full_volume_refuses_a_backup_and_the_old_one_stays(host: Host) {
+        host.attach_disk(FOLDER, 120);
+        host.sh(&format!("chown postgres: {FOLDER}; chmod 700 {FOLDER}; pg-backup now"));
+        host.sh(&format!("fallocate --length $(($(df --output=avail -B1 {FOLDER} | tail -1) - 15000000)) {FOLDER}/full"));
+        let output = host.run("pg-backup now");
+        assert!(output.status == 1 && output.stderr.contains("cannot back up cluster"), "{output}");
+        host.sh("pg-backup verify");
+        assert_eq!(host.sh(&format!("ls {}/base | wc -l", folder(&host))), "1");
+    }
 }

@@ -61,7 +61,10 @@ fn run() -> Result<Code> {
         return stream::run(&args);
     }
     let config = args.load_config()?;
-    let clusters = ours(&config, &args.clusters)?;
+    let (clusters, others) = ours(&config, &args.clusters)?;
+    for cluster in others {
+        log::info!("cluster {} belongs to user {}, leaving it alone", cluster.name(), cluster.owner.name);
+    }
     match verb {
         "now" => now::all(&clusters, &config, args.has("due")),
         "list" => report::list(&clusters, args.json),
@@ -73,18 +76,10 @@ fn run() -> Result<Code> {
     }
 }
 
-/// The clusters of the user postgres; those of other users are somebody else's.
-fn ours(config: &Config, names: &[String]) -> Result<Vec<Cluster>> {
-    let mut clusters = Cluster::select(config, names)?;
-    clusters.retain(|cluster| {
-        let is_ours = cluster.owner.uid == nix::unistd::Uid::effective();
-        if !is_ours {
-            let owner = &cluster.owner.name;
-            log::info!(PG_CLUSTER = cluster.name(); "cluster {} belongs to user {owner}, leaving it alone", cluster.name());
-        }
-        is_ours
-    });
-    Ok(clusters)
+/// The clusters of the user postgres; and those of other users, which are somebody else's.
+fn ours(config: &Config, names: &[String]) -> Result<(Vec<Cluster>, Vec<Cluster>)> {
+    let me = nix::unistd::Uid::effective();
+    Ok(Cluster::select(config, names)?.into_iter().partition(|cluster| cluster.owner.uid == me))
 }
 
 /// Does the same to each cluster; an error of one is reported and does not keep the others from their turn.

@@ -46,10 +46,16 @@ pub fn run(args: &Args) -> Result<Code> {
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let stop = Arc::new(AtomicBool::new(false));
     let mut streams: BTreeMap<String, (Arc<AtomicBool>, JoinHandle<()>)> = BTreeMap::new();
+    let mut complaint = String::new();
     loop {
-        match args.load_config().and_then(|new| Ok((crate::ours(&new, &args.clusters)?, new))) {
-            Err(error) => log::warn!("{}; going on with what was configured", error.message),
+        match args.load_config().and_then(|new| Ok((crate::ours(&new, &args.clusters)?.0, new))) {
+            Err(error) if error.message == complaint => {}
+            Err(error) => {
+                log::warn!("{}; going on with what was configured", error.message);
+                complaint = error.message;
+            }
             Ok((clusters, new)) => {
+                complaint.clear();
                 streams.retain(|name, (gone, _)| {
                     let is_there = clusters.iter().any(|cluster| cluster.name() == *name);
                     gone.store(!is_there, Ordering::Relaxed);
@@ -78,7 +84,7 @@ pub fn run(args: &Args) -> Result<Code> {
     for (_, (_, thread)) in streams {
         let _ = thread.join();
     }
-    release(&crate::ours(&args.load_config().unwrap_or_default(), &args.clusters)?)
+    release(&crate::ours(&args.load_config().unwrap_or_default(), &args.clusters)?.0)
 }
 
 /// Drops our slots, because nobody receives any more: a slot that is left behind fills the server's disk. At a shutdown of
