@@ -15,6 +15,8 @@ pub struct Args {
     pub json: bool,
     /// Options of this program alone, without their dashes.
     pub flags: Vec<String>,
+    /// Options of this program alone that have a value.
+    pub values: Vec<(String, String)>,
     pub words: Vec<String>,
 }
 
@@ -22,10 +24,15 @@ impl Args {
     /// Parses the command line. `flags` are the program's own options without a value. Prints help or version and ends
     /// the process when asked to.
     pub fn parse(help: &str, flags: &[&str]) -> Result<Self> {
-        Self::from(lexopt::Parser::from_env(), help, flags)
+        Self::parse_with_values(help, flags, &[])
     }
 
-    fn from(mut parser: lexopt::Parser, help: &str, flags: &[&str]) -> Result<Self> {
+    /// The same for a program that has options with a value too: `values`.
+    pub fn parse_with_values(help: &str, flags: &[&str], values: &[&str]) -> Result<Self> {
+        Self::from(lexopt::Parser::from_env(), help, flags, values)
+    }
+
+    fn from(mut parser: lexopt::Parser, help: &str, flags: &[&str], values: &[&str]) -> Result<Self> {
         let mut args = Args::default();
         while let Some(arg) = parser.next()? {
             match arg {
@@ -41,6 +48,10 @@ impl Args {
                     std::process::exit(0);
                 }
                 Long(flag) if flags.contains(&flag) => args.flags.push(flag.to_string()),
+                Long(name) if values.contains(&name) => {
+                    let name = name.to_string();
+                    args.values.push((name, parser.value()?.string()?));
+                }
                 Value(word) => args.words.push(word.string()?),
                 other => return Err(other.unexpected().into()),
             }
@@ -50,6 +61,11 @@ impl Args {
 
     pub fn has(&self, flag: &str) -> bool {
         self.flags.iter().any(|f| f == flag)
+    }
+
+    /// The value of an option of this program; the last one counts.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        self.values.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 
     pub fn load_config(&self) -> Result<Config> {
@@ -70,7 +86,7 @@ mod tests {
     use super::*;
 
     fn parse(words: &[&str]) -> Result<Args> {
-        Args::from(lexopt::Parser::from_args(words), "", &["plan"])
+        Args::from(lexopt::Parser::from_args(words), "", &["plan"], &["to"])
     }
 
     #[test]
@@ -82,5 +98,6 @@ mod tests {
     fn an_unknown_option_is_a_usage_error() {
         assert_eq!(parse(&["--force"]).unwrap_err().code, crate::exit::Code::Usage);
         assert!(parse(&["--plan"]).unwrap().has("plan"));
+        assert_eq!(parse(&["--to", "/a", "--to=/b"]).unwrap().value("to"), Some("/b"));
     }
 }

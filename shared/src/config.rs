@@ -66,6 +66,7 @@ pub struct Config {
     pub health: Health,
     pub watchdog: Watchdog,
     pub recover: Recover,
+    pub backup: Backup,
     pub cluster: Vec<ClusterEntry>,
 }
 
@@ -291,6 +292,42 @@ impl Default for Recover {
     }
 }
 
+/// `[backup]`
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Backup {
+    /// A base backup goes when so many newer ones are there and it is older than `keep_for`.
+    pub keep: u32,
+    #[serde(deserialize_with = "duration")]
+    pub keep_for: Duration,
+    /// All backups of a cluster with their WAL may take so many bytes; 0B for no limit. The newest `keep_min` stay anyway.
+    #[serde(deserialize_with = "bytes")]
+    pub budget: u64,
+    pub keep_min: u32,
+    /// Percentage of a volume that backups leave free.
+    pub leave_free: u8,
+    /// WAL that the server may keep for the stream.
+    #[serde(deserialize_with = "bytes")]
+    pub slot_max: u64,
+    /// Bytes a second that a base backup may read; 0B for no limit.
+    #[serde(deserialize_with = "bytes")]
+    pub max_rate: u64,
+}
+
+impl Default for Backup {
+    fn default() -> Self {
+        Backup {
+            keep: 7,
+            keep_for: Duration::from_secs(7 * 86_400),
+            budget: 0,
+            keep_min: 2,
+            leave_free: 10,
+            slot_max: 2 << 30,
+            max_rate: 0,
+        }
+    }
+}
+
 /// `[[cluster]]`: exceptions for one cluster, or the description of one that postgresql-common does not know.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
@@ -386,6 +423,7 @@ impl Config {
             ("watchdog.sessions.connection_limit_for", s.connection_limit_for, "1s", "1d"),
             ("watchdog.sessions.idle_in_transaction_for", s.idle_in_transaction_for, "1s", "7d"),
             ("watchdog.sessions.lock_wait", s.lock_wait, "1s", "1d"),
+            ("backup.keep_for", self.backup.keep_for, "1h", "3650d"),
         ] {
             if parse_duration(least).is_some_and(|d| value < d) || parse_duration(most).is_some_and(|d| value > d) {
                 return refuse(key, format!("must be between {least} and {most}"));
@@ -439,10 +477,24 @@ impl Config {
             ("watchdog.restarts", self.watchdog.restarts),
             ("watchdog.sessions.lock_waiters", s.lock_waiters),
             ("recover.max_attempts", self.recover.max_attempts),
+            ("backup.keep", self.backup.keep),
+            ("backup.keep_min", self.backup.keep_min),
         ] {
             if value == 0 {
                 return refuse(key, "must be at least 1".into());
             }
+        }
+        let b = &self.backup;
+        if b.leave_free > 90 {
+            return refuse("backup.leave_free", "must not be above 90".into());
+        }
+        // What a slot keeps back as a matter of course: the segment that is being received, and the one before it.
+        if b.slot_max < 64 << 20 {
+            return refuse("backup.slot_max", "must be at least 64MB".into());
+        }
+        // pg_basebackup(1), --max-rate.
+        if b.max_rate != 0 && !(32 << 10..=1 << 30).contains(&b.max_rate) {
+            return refuse("backup.max_rate", "must be between 32kB and 1GB, or 0B".into());
         }
         for entry in &self.cluster {
             if entry.unit.is_some() != (entry.data_directory.is_some() && entry.bin_directory.is_some()) {

@@ -26,14 +26,17 @@ const FIRST_IS_CONTRECORD: u16 = 0x1;
 const FIRST_IS_OVERWRITE_CONTRECORD: u16 = 0x8;
 const XLOG_SWITCH: u8 = 0x40; // catalog/pg_control.h, with resource manager RM_XLOG_ID = 0
 
+/// Opens a WAL segment by its name: the file, and where in it the segment begins.
+pub type Open<'a> = &'a dyn Fn(&str) -> std::io::Result<(File, u64)>;
+
 struct Reader<'a> {
-    pg_wal: &'a Path,
+    open: Open<'a>,
     system_identifier: u64,
     timeline: u32,
     segment_size: u64,
     page_size: u64,
     magic: Option<u16>,
-    segment: Option<(u64, File)>,
+    segment: Option<(u64, File, u64)>,
     page: Vec<u8>,
     page_at: Option<u64>,
 }
@@ -41,8 +44,13 @@ struct Reader<'a> {
 /// Reads every record from the redo location of `control` to `end` (a flush LSN: everything before it was on disk).
 /// A record that begins before `end` and ends after it may be torn; it was not acknowledged.
 pub fn check(pg_wal: &Path, control: &Control, end: Lsn) -> Result<(), Broken> {
+    check_in(&|name| open(&pg_wal.join(name)).map(|file| (file, 0)), control, end)
+}
+
+/// The same, with the segments wherever `open` finds them.
+pub fn check_in(open: Open, control: &Control, end: Lsn) -> Result<(), Broken> {
     let mut reader = Reader {
-        pg_wal,
+        open,
         system_identifier: control.system_identifier,
         timeline: control.timeline,
         segment_size: u64::from(control.wal_segment_size),
@@ -57,6 +65,11 @@ pub fn check(pg_wal: &Path, control: &Control, end: Lsn) -> Result<(), Broken> {
         at = reader.record(at, end.0).map_err(|why| Broken { at: Lsn(at), why })?;
     }
     Ok(())
+}
+
+/// Opens a segment that is a file of its own.
+pub fn open(path: &Path) -> std::io::Result<File> {
+    std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)
 }
 
 impl Reader<'_> {
@@ -146,25 +159,21 @@ impl Reader<'_> {
             return Ok(());
         }
         let number = at / self.segment_size;
-        if self.segment.as_ref().is_none_or(|(open, _)| *open != number) {
+        if self.segment.as_ref().is_none_or(|(open, ..)| *open != number) {
             let name = segment_name(self.timeline, number, self.segment_size);
-            let file = std::fs::OpenOptions::new()
-                .read(true)
-                .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-                .open(self.pg_wal.join(&name))
-                .map_err(|e| format!("could not open WAL segment {name}: {e}"))?;
+            let (file, base) = (self.open)(&name).map_err(|e| format!("could not open WAL segment {name}: {e}"))?;
             // xlp_sysid of XLogLongPageHeaderData.
             let mut identifier = [0u8; 8];
-            file.read_exact_at(&mut identifier, SHORT_PAGE_HEADER)
+            file.read_exact_at(&mut identifier, base + SHORT_PAGE_HEADER)
                 .map_err(|e| format!("could not read WAL segment {name}: {e}"))?;
             if u64_at(&identifier, 0) != self.system_identifier {
                 return Err(format!("WAL segment {name} is of another cluster"));
             }
-            self.segment = Some((number, file));
+            self.segment = Some((number, file, base));
         }
-        let Some((_, file)) = &self.segment else { unreachable!() };
+        let Some((_, file, base)) = &self.segment else { unreachable!() };
         self.page_at = None;
-        file.read_exact_at(&mut self.page, at % self.segment_size)
+        file.read_exact_at(&mut self.page, base + at % self.segment_size)
             .map_err(|e| format!("could not read the WAL page at {}: {e}", Lsn(at)))?;
         let magic = u16_at(&self.page, 0);
         let address = u64_at(&self.page, 8);

@@ -42,6 +42,9 @@ const MASKED: &[&str] = &[
     "systemd-modules-load.service",
 ];
 
+/// Backups would be a load on every machine; the facts about them switch them on (`Host::boot_with_backups`).
+pub(crate) const BACKUPS: &[&str] = &["pg-backup.timer", "pg-wal-stream.service", "pg-restore-drill.timer"];
+
 /// The layers of a machine without the package.
 pub(crate) fn plain(suite: Suite) -> Vec<PathBuf> {
     vec![base(suite, "")]
@@ -65,6 +68,11 @@ pub(crate) fn with_package(suite: Suite, more: &str) -> Vec<PathBuf> {
         install.args(["timeout", "300", "apt-get", "install", "--yes", "/pg-recovery.deb"]);
         let output = Output::from(&install.output().expect("nsenter can be started"));
         assert!(output.success(), "could not install {}: {output}", package.display());
+        let mask = machine.enter().args(["systemctl", "mask", "--now"]).args(BACKUPS).output();
+        let mask = Output::from(&mask.expect("nsenter can be started"));
+        assert!(mask.success(), "could not switch backups off: {mask}");
+        let _ = machine.enter().args(["systemctl", "stop", "pg-backup.service"]).output();
+        fs::remove_dir_all(machine.root().join("var/backups/pg-recovery")).expect("the machine can be written");
         let _ = machine.enter().args(["systemctl", "poweroff"]).output();
         machine.wait_for_poweroff();
         for stale in ["var/log/journal", "var/log/postgresql"] {

@@ -33,6 +33,14 @@ impl Host {
         Host::on(suite, &image::with_package(suite, packages))
     }
 
+    /// The same, with everything that backs it up switched on; it is off in other machines, for it is a load.
+    pub fn boot_with_backups(suite: Suite) -> Host {
+        let host = Host::boot(suite);
+        let units = image::BACKUPS.join(" ");
+        host.sh(&format!("systemctl unmask {units}; systemctl start {units}"));
+        host
+    }
+
     /// Boots a machine without the package: the distribution's PostgreSQL as it is.
     pub fn boot_plain(suite: Suite) -> Host {
         Host::on(suite, &image::plain(suite))

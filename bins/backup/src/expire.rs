@@ -1,0 +1,203 @@
+//! What is no longer kept: the oldest base backups, and WAL that no base backup needs.
+
+use std::fs;
+
+use shared::cluster::Cluster;
+use shared::config::{Backup, Config};
+use shared::exit::Code;
+use shared::{Result, state};
+
+use crate::store::{Base, PARTIAL, Store, remove_tree};
+
+pub fn all(clusters: &[Cluster], config: &Config, plan: bool) -> Result<Code> {
+    crate::each(clusters, |cluster| {
+        let store = Store::open(cluster)?;
+        let Some(_alone) = store.try_lock()? else {
+            log::warn!(PG_CLUSTER = store.cluster; "a backup of cluster {} is at work, nothing is removed now", store.cluster);
+            return Ok(Code::TempFail);
+        };
+        one(&store, config, 0, plan)
+    })
+}
+
+/// Removes what is no longer kept, and what has to go so that `short` more bytes are free. The caller holds the lock.
+pub fn one(store: &Store, config: &Config, short: u64, plan: bool) -> Result<Code> {
+    let Some(_removing) = store.try_removing()? else {
+        log::info!(PG_CLUSTER = store.cluster; "a backup of cluster {} is being read, nothing is removed now", store.cluster);
+        return Ok(Code::TempFail);
+    };
+    let mut bases = store.bases();
+    let facts: Vec<Fact> = bases.iter().map(|base| fact(store, base)).collect();
+    let surplus = surplus(&facts, &config.backup, short);
+    let would = if plan { "would remove" } else { "removing" };
+    for base in bases.drain(..surplus) {
+        log::info!(PG_CLUSTER = store.cluster; "{would} backup {} of cluster {}", base.id, store.cluster);
+        if !plan {
+            // Half of a backup must not keep the name of a whole one.
+            let partial = base.path.with_added_extension(&PARTIAL[1..]);
+            fs::rename(&base.path, &partial)?;
+            state::sync_folder(&store.path.join("base"))?;
+            remove_tree(&partial)?;
+        }
+    }
+    let removed = wal(store, &bases, plan)?;
+    if removed > 0 {
+        log::info!(PG_CLUSTER = store.cluster; "{would} {removed} WAL segments of cluster {}", store.cluster);
+    }
+    Ok(Code::Ok)
+}
+
+/// What is known of one base backup, for the decision.
+#[derive(Clone, Debug)]
+struct Fact {
+    wall: f64,
+    /// With the WAL of its timeline from its start on.
+    bytes: u64,
+    wal: u64,
+    good: bool,
+}
+
+fn fact(store: &Store, base: &Base) -> Fact {
+    let info = &base.info;
+    let wal = store.wal(info.system, info.timeline, info.segment_size);
+    let (first, end) = (info.start.0 / info.segment_size, wal.last().map_or(0, |last| last + 1));
+    let wal = end.saturating_sub(first) * info.segment_size;
+    Fact { wall: info.started.wall, bytes: info.bytes, wal, good: info.is_good() }
+}
+
+/// How many of the oldest go. Only good ones count as newer, and never is one removed for its age alone: age is measured
+/// against the newest backup, by a clock that may have jumped.
+fn surplus(bases: &[Fact], config: &Backup, short: u64) -> usize {
+    let newest = bases.iter().map(|base| base.wall).fold(0.0, f64::max);
+    // The WAL of the oldest has that of all others in it.
+    let bytes =
+        |kept: &[Fact]| kept.iter().map(|base| base.bytes).sum::<u64>() + kept.first().map_or(0, |base| base.wal);
+    let mut gone = 0;
+    for (index, base) in bases.iter().enumerate() {
+        let newer = bases[index + 1..].iter().filter(|base| base.good).count();
+        let is_old = newer >= config.keep as usize && newest - base.wall > config.keep_for.as_secs_f64();
+        let kept = bytes(&bases[index..]);
+        let is_too_much = (config.budget > 0 && kept > config.budget) || bytes(bases) - kept < short;
+        if newer < config.keep_min as usize || !(is_old || is_too_much) {
+            break;
+        }
+        gone += 1;
+    }
+    gone
+}
+
+/// Removes WAL from before the oldest base backup of its system; of a system without any, only when it is not the newest.
+fn wal(store: &Store, bases: &[Base], plan: bool) -> Result<usize> {
+    let runs = store.runs();
+    let newest = runs.last().map(|run| run.system);
+    let mut removed = 0;
+    for run in &runs {
+        let oldest = bases.iter().find(|base| base.info.system == run.system).map(|base| &base.info);
+        let segment_size = oldest.or(bases.first().map(|base| &base.info)).map_or(0, |info| info.segment_size);
+        let goes = |number: u64| match oldest {
+            Some(base) => {
+                run.timeline < base.timeline || (run.timeline == base.timeline && number < base.start.0 / segment_size)
+            }
+            None => Some(run.system) != newest,
+        };
+        if segment_size == 0 {
+            continue;
+        }
+        let segments = run.segments(segment_size);
+        for (number, complete) in segments.iter().filter(|(number, _)| goes(**number)) {
+            removed += 1;
+            if !plan {
+                let name = shared::wal::segment_name(run.timeline, *number, segment_size);
+                fs::remove_file(run.path.join(if *complete { name } else { name + PARTIAL }))?;
+            }
+        }
+        // With what belongs to it, such as the history of its timeline. The newest is being written to.
+        let is_newest = runs.last().is_some_and(|last| last.path == run.path);
+        if !plan && !is_newest && !segments.is_empty() && segments.keys().all(|number| goes(*number)) {
+            remove_tree(&run.path)?;
+        }
+    }
+    Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Info, tests};
+    use shared::control::Lsn;
+
+    const DAY: f64 = 86_400.0;
+
+    fn daily(count: usize) -> Vec<Fact> {
+        (0..count).map(|day| Fact { wall: 1e9 + day as f64 * DAY, bytes: 100, wal: 0, good: true }).collect()
+    }
+
+    #[test]
+    fn a_backup_goes_by_count_and_age_together() {
+        let config = Backup::default();
+        assert_eq!(surplus(&daily(8), &config, 0), 0, "seven days are not over");
+        assert_eq!(surplus(&daily(9), &config, 0), 1);
+        assert_eq!(surplus(&daily(30), &config, 0), 22);
+        assert_eq!(surplus(&[], &config, 0), 0);
+    }
+
+    #[test]
+    fn a_clock_that_jumped_does_not_empty_the_store() {
+        let config = Backup::default();
+        let mut bases = daily(6);
+        bases.push(Fact { wall: 4e9, ..bases[0].clone() });
+        assert_eq!(surplus(&bases, &config, 0), 0, "forward");
+        for base in &mut bases {
+            base.wall = 0.0;
+        }
+        assert_eq!(surplus(&bases, &config, 0), 0, "back");
+    }
+
+    #[test]
+    fn only_good_backups_make_others_old() {
+        let mut bases = daily(30);
+        for base in &mut bases[10..] {
+            base.good = false;
+        }
+        assert_eq!(surplus(&bases, &Backup::default(), 0), 3, "seven good ones stay, and what is newer");
+    }
+
+    #[test]
+    fn over_the_budget_the_oldest_go_but_never_the_last_two() {
+        let config = |budget| Backup { budget, ..Backup::default() };
+        assert_eq!(surplus(&daily(5), &config(250), 0), 3);
+        assert_eq!(surplus(&daily(5), &config(1), 0), 3, "the newest two stay");
+        let mut bases = daily(3);
+        bases[0].wal = 1000;
+        assert_eq!(surplus(&bases, &config(500), 0), 1, "its WAL goes with it");
+    }
+
+    #[test]
+    fn on_a_full_volume_the_oldest_make_room_for_the_next_but_never_the_last_two() {
+        let mut bases = daily(5);
+        for (index, base) in bases.iter_mut().enumerate() {
+            base.wal = 1000 - 100 * index as u64;
+        }
+        for (short, gone) in [(0, 0), (1, 1), (200, 1), (201, 2), (10_000, 3)] {
+            assert_eq!(surplus(&bases, &Backup::default(), short), gone, "{short}");
+        }
+    }
+
+    #[test]
+    fn wal_from_before_the_oldest_backup_goes() {
+        let store = tests::store("expire");
+        for name in ["000000010000000000000001", "000000010000000000000002", "000000010000000000000003.partial"] {
+            tests::segment(&store, "7-00000001-0001", name);
+        }
+        tests::segment(&store, "6-00000001-0001", "000000010000000000000009");
+        tests::segment(&store, "8-00000001-0001", "000000010000000000000009");
+        let info = Info { system: 7, timeline: 1, start: Lsn(2 << 24), segment_size: 1 << 24, ..Info::default() };
+        let base = Base { id: String::new(), path: store.path.clone(), info };
+        assert_eq!(wal(&store, std::slice::from_ref(&base), true).unwrap(), 2, "a plan removes nothing");
+        assert_eq!(wal(&store, &[base], false).unwrap(), 2);
+        assert_eq!(store.wal(7, 1, 1 << 24).complete_from(2), 3);
+        let systems: Vec<u64> = store.runs().iter().map(|run| run.system).collect();
+        assert_eq!(systems, [7, 8], "nobody has a base backup of 8 yet, and it is the newest");
+        fs::remove_dir_all(&store.path).unwrap();
+    }
+}

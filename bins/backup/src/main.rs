@@ -1,0 +1,88 @@
+//! backup: base backups and the WAL after them, proven by reading and restoring them, and the way back.
+
+mod child;
+mod drill;
+mod expire;
+mod manifest;
+mod now;
+mod report;
+mod restore;
+mod server;
+mod store;
+mod stream;
+mod verify;
+
+use std::process::ExitCode;
+
+use shared::args::Args;
+use shared::cluster::Cluster;
+use shared::config::Config;
+use shared::exit::{self, Code};
+use shared::{Error, Result};
+
+const HELP: &str = "\
+Backs up the PostgreSQL clusters of this host, proves it, and restores them.
+
+Usage: pg-backup now [--due]        make a base backup and verify it; --due: only if it is time for one
+       pg-backup list               what there is
+       pg-backup verify             read all of it again, WAL included
+       pg-backup drill              restore the newest, replay all WAL, check every database, remove it again
+       pg-backup restore --to DIR   into a new or empty directory: the newest backup and all WAL, or one of
+           --latest                 as far as there is WAL
+           --time TIME              as it was at '2026-11-25 13:37:00+00'
+           --lsn LSN                as it was at this position in the WAL
+           --name NAME              as it was at a restore point (pg_create_restore_point)
+       pg-backup expire             remove what is no longer kept
+       pg-backup stream             receive WAL until stopped, as pg-wal-stream.service does
+
+Options:
+  --backup ID          for verify, drill and restore: this backup, see list
+  --plan               for restore and expire: say what would be done, and do nothing
+  --cluster V/NAME     only this cluster; may be given more than once
+  --config FILE        configuration instead of /etc/pg-recovery/config.toml
+  --json               for list: one JSON document
+  --help, --version
+";
+
+fn main() -> ExitCode {
+    shared::log::init("pg-backup");
+    exit::with(run())
+}
+
+fn run() -> Result<Code> {
+    let flags = ["due", "latest", "plan"];
+    let args = Args::parse_with_values(HELP, &flags, &["to", "time", "lsn", "name", "backup"])?;
+    let verb = match args.words.as_slice() {
+        [verb] => verb.as_str(),
+        _ => return Err(Error::usage("one command is needed").hint("Try --help.")),
+    };
+    store::become_postgres()?;
+    if verb == "stream" {
+        return stream::run(&args);
+    }
+    let config = args.load_config()?;
+    let (clusters, others) = ours(&config, &args.clusters)?;
+    for cluster in others {
+        log::info!("cluster {} belongs to user {}, leaving it alone", cluster.name(), cluster.owner.name);
+    }
+    match verb {
+        "now" => now::all(&clusters, &config, args.has("due")),
+        "list" => report::list(&clusters, args.json),
+        "verify" => verify::all(&clusters, args.value("backup")),
+        "drill" => drill::all(&clusters, &config, args.value("backup")),
+        "restore" => restore::run(&clusters, &args),
+        "expire" => expire::all(&clusters, &config, args.has("plan")),
+        word => Err(Error::usage(format!("unknown command \"{word}\"")).hint("Try --help.")),
+    }
+}
+
+/// The clusters of the user postgres; and those of other users, which are somebody else's.
+fn ours(config: &Config, names: &[String]) -> Result<(Vec<Cluster>, Vec<Cluster>)> {
+    let me = nix::unistd::Uid::effective();
+    Ok(Cluster::select(config, names)?.into_iter().partition(|cluster| cluster.owner.uid == me))
+}
+
+/// Does the same to each cluster; an error of one is reported and does not keep the others from their turn.
+fn each(clusters: &[Cluster], mut act: impl FnMut(&Cluster) -> Result<Code>) -> Result<Code> {
+    Ok(Code::worst(clusters.iter().map(|cluster| act(cluster).unwrap_or_else(|error| exit::report(&error)))))
+}
