@@ -109,6 +109,11 @@ pub struct Health {
     pub certificate_warn: Duration,
     #[serde(deserialize_with = "duration")]
     pub certificate_fail: Duration,
+    /// Time left before something runs out at its present pace.
+    #[serde(deserialize_with = "duration")]
+    pub forecast_warn: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub forecast_fail: Duration,
     pub application: Option<Application>,
 }
 
@@ -135,6 +140,8 @@ impl Default for Health {
             prepared_transaction_warn: Duration::from_secs(15 * 60),
             certificate_warn: Duration::from_secs(30 * 86_400),
             certificate_fail: Duration::from_secs(3 * 86_400),
+            forecast_warn: Duration::from_secs(86_400),
+            forecast_fail: Duration::from_secs(3600),
             application: None,
         }
     }
@@ -414,6 +421,8 @@ impl Config {
             ("health.prepared_transaction_warn", h.prepared_transaction_warn, "1s", "365d"),
             ("health.certificate_warn", h.certificate_warn, "1s", "3650d"),
             ("health.certificate_fail", h.certificate_fail, "1s", "3650d"),
+            ("health.forecast_warn", h.forecast_warn, "0s", "4d"),
+            ("health.forecast_fail", h.forecast_fail, "0s", "4d"),
             ("watchdog.restart_window", w.restart_window, "1s", "7d"),
             ("watchdog.quiet", w.quiet, "1s", "7d"),
             ("watchdog.heartbeat", w.heartbeat, "100ms", "60s"),
@@ -469,8 +478,13 @@ impl Config {
         if h.slot_warn > h.slot_fail {
             return contradicts("health.slot_warn", "must not be above health.slot_fail".into());
         }
-        if h.certificate_warn < h.certificate_fail {
-            return contradicts("health.certificate_warn", "must not be below health.certificate_fail".into());
+        for (key, warn, fail) in [
+            ("health.certificate_warn", h.certificate_warn, h.certificate_fail),
+            ("health.forecast_warn", h.forecast_warn, h.forecast_fail),
+        ] {
+            if warn < fail {
+                return contradicts(key, format!("must not be below {}", key.replace("_warn", "_fail")));
+            }
         }
         for (key, value) in [
             ("health.max_failures", h.max_failures),
@@ -697,6 +711,8 @@ mod tests {
             ("health = { query_warn = \"1ms\", query_fail = \"30d\" }", "line 1, key health.query_fail"),
             ("[health]\nconnect_timeout = \"18446744073709551615s\"", "line 2, key health.connect_timeout"),
             ("[health]\nprepared_transaction_warn = \"0min\"", "line 2, key health.prepared_transaction_warn"),
+            ("[health]\nforecast_warn = \"5d\"", "line 2, key health.forecast_warn"),
+            ("[health]\nforecast_warn = \"30min\"", "line 2, key health.forecast_warn"),
             ("[watchdog]\nheartbeat = \"0s\"", "line 2, key watchdog.heartbeat"),
             ("[watchdog]\nrestart_window = \"0s\"", "line 2, key watchdog.restart_window"),
             ("[watchdog.sessions]\nidle = \"0s\"", "line 2, key watchdog.sessions.idle"),

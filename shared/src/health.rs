@@ -3,13 +3,20 @@
 //! `/var/lib/pg-recovery/health/16-main.json`, written by `pg-health-check --count` only. Its folder belongs to
 //! postgres, so a program that runs as root takes what it says as a hint, never as a proof.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Stamp;
 use crate::state::State;
 
-/// Passes that are kept for trends: one hour.
-const HISTORY: usize = 60;
+/// How far back trends are known, in seconds: three days.
+const KEPT: i64 = 3 * 86_400;
+/// A sample is at least this part of its age away from the one before it: one for each pass of the last half hour, one
+/// for each hour and a half of two days ago, no more than 200 in all.
+const DENSITY: i64 = 32;
+/// Seconds; passes in quicker succession add nothing.
+const SPACING: i64 = 45;
 
 /// Ordered by how bad it is, as the exit code of a check over several clusters needs it.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -44,17 +51,73 @@ pub struct Check {
     pub message: String,
 }
 
-/// One pass, as far as trends need it; percentages and ages, `None` when they could not be asked.
+/// How much was left of something, and when: seconds since boot, the oldest first.
+///
+/// `12:4096 72:4090` in the file, where one number a line would be most of it. What is torn is left out.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(from = "String", into = "String")]
+pub struct Series(pub Vec<(i64, u64)>);
+
+impl From<String> for Series {
+    fn from(text: String) -> Self {
+        let samples = text.split(' ').filter_map(|word| word.split_once(':'));
+        let mut samples: Vec<(i64, u64)> =
+            samples.filter_map(|(at, left)| Some((at.parse().ok()?, left.parse().ok()?))).collect();
+        samples.sort();
+        Series(samples)
+    }
+}
+
+impl From<Series> for String {
+    fn from(series: Series) -> Self {
+        series.0.iter().map(|(at, left)| format!("{at}:{left}")).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// What was left in the last days, by the names of the checks, within one boot: that clock is never set, and nobody knows
+/// for sure how much time went by between two boots.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
-pub struct Sample {
-    /// Seconds since 1970.
-    pub at: u64,
-    pub score: u8,
-    /// The fullest volume.
-    pub disk: Option<f64>,
-    pub connections: Option<f64>,
-    pub xid_age: Option<f64>,
+pub struct Trends {
+    boot_id: String,
+    left: BTreeMap<String, Series>,
+}
+
+impl Trends {
+    /// Adds what is left now, and thins out what is old.
+    pub fn note<'a>(&mut self, now: &Stamp, left: impl IntoIterator<Item = (&'a str, u64)>) {
+        let at = now.boot as i64;
+        let newest = self.left.values().filter_map(|series| series.0.last()).map(|(at, _)| *at).max();
+        if self.boot_id != now.boot_id || newest.is_some_and(|newest| newest > at) {
+            *self = Trends { boot_id: now.boot_id.clone(), ..Trends::default() };
+        }
+        for (name, left) in left {
+            let samples = &mut self.left.entry(name.into()).or_default().0;
+            if samples.last().is_none_or(|(last, _)| last + SPACING <= at) {
+                samples.push((at, left));
+            }
+            // What was so for a moment only is no part of a trend: each becomes the median of itself and its neighbours.
+            if let [.., (_, before), (_, middle), (_, after)] = &mut samples[..] {
+                *middle = (*middle).clamp((*before).min(*after), (*before).max(*after));
+            }
+        }
+        for series in self.left.values_mut() {
+            let mut kept: Vec<(i64, u64)> = Vec::with_capacity(series.0.len());
+            for (then, left) in series.0.drain(..).filter(|(then, _)| at - then <= KEPT) {
+                match kept.last_mut() {
+                    // The least that was left is not forgotten.
+                    Some((before, least)) if then - *before < (at - then) / DENSITY => *least = left.min(*least),
+                    _ => kept.push((then, left)),
+                }
+            }
+            series.0 = kept;
+        }
+        self.left.retain(|_, series| !series.0.is_empty());
+    }
+
+    pub fn of(&self, name: &str) -> &[(i64, u64)] {
+        self.left.get(name).map_or(&[], |series| &series.0)
+    }
 }
 
 /// The state of one cluster.
@@ -69,8 +132,7 @@ pub struct Health {
     /// The last of them found it stopped cleanly.
     pub stopped: bool,
     pub checks: Vec<Check>,
-    /// The oldest first.
-    pub history: Vec<Sample>,
+    pub trends: Trends,
     pub rehearsal: Rehearsal,
     pub replay: Replay,
     pub startup: Startup,
@@ -109,15 +171,6 @@ pub struct Startup {
     pub replaced: u32,
 }
 
-impl Health {
-    /// Adds one pass to the history; the oldest goes.
-    pub fn remember(&mut self, sample: Sample) {
-        self.history.push(sample);
-        let surplus = self.history.len().saturating_sub(HISTORY);
-        self.history.drain(..surplus);
-    }
-}
-
 /// The state file of one cluster, given as `16/main`.
 pub fn state(cluster: &str) -> State<Health> {
     State::load(&format!("health/{}.json", crate::cluster::file_name(cluster)))
@@ -127,13 +180,58 @@ pub fn state(cluster: &str) -> State<Health> {
 mod tests {
     use super::*;
 
+    fn at(boot: i64, boot_id: &str) -> Stamp {
+        // The wall clock may say what it wants.
+        Stamp { wall: (boot * 7919 % 100_000) as f64, boot: boot as f64, boot_id: boot_id.into() }
+    }
+
     #[test]
-    fn the_history_is_a_ring_of_one_hour() {
-        let mut health = Health::default();
-        for at in 0..100 {
-            health.remember(Sample { at, ..Sample::default() });
+    fn trends_reach_back_for_days_and_stay_small() {
+        let mut trends = Trends::default();
+        for minute in 0..6000 {
+            trends.note(&at(60 * minute, "a"), [("disk_data", u64::MAX - minute as u64)]);
+            let samples = trends.of("disk_data");
+            assert!(samples.len() <= 200 && samples.is_sorted(), "{}", samples.len());
         }
-        assert_eq!((health.history.len(), health.history[0].at), (60, 40));
+        let samples = trends.of("disk_data");
+        let age = |index: usize| 60 * 5999 - samples[index].0;
+        assert!(age(0) > KEPT - 10_000 && age(samples.len() - 20) == 19 * 60, "{samples:?}");
+        for pair in samples.windows(2).filter(|pair| 60 * 5999 - pair[0].0 > 2000) {
+            assert!(
+                pair[1].0 - pair[0].0 <= (60 * 5999 - pair[0].0) / 12,
+                "no gap that a trend could not be seen over"
+            );
+        }
+        let text = serde_json::to_string_pretty(&trends).unwrap();
+        assert!(text.len() < 8000, "{}", text.len());
+        assert_eq!(serde_json::from_str::<Trends>(&text).unwrap(), trends);
+        let mut dipped = Trends::default();
+        for minute in 0..2000 {
+            // Ten minutes, and a moment.
+            let left = if (500..510).contains(&minute) { 3 } else { 100 - 99 * u64::from(minute == 700) };
+            dipped.note(&at(60 * minute, "a"), [("disk_data", left)]);
+        }
+        assert_eq!(dipped.of("disk_data").iter().map(|(_, left)| *left).min(), Some(3));
+        trends.note(&at(60 * 6000 + KEPT, "a"), [("xid_age", 1)]);
+        assert!(trends.of("disk_data").is_empty() && trends.of("xid_age").len() == 1, "what is not seen any more goes");
+    }
+
+    #[test]
+    fn trends_begin_anew_after_a_reboot_and_forget_what_is_torn() {
+        let mut trends = Trends::default();
+        trends.note(&at(100, "a"), [("disk_data", 7)]);
+        trends.note(&at(120, "a"), [("disk_data", 7)]);
+        trends.note(&at(160, "a"), [("disk_data", 7)]);
+        assert_eq!(trends.of("disk_data"), [(100, 7), (160, 7)]);
+        let mut rebooted = trends.clone();
+        rebooted.note(&at(500, "b"), [("disk_data", 7)]);
+        assert_eq!(rebooted.of("disk_data"), [(500, 7)]);
+        trends.note(&at(159, "a"), []);
+        assert!(trends.of("disk_data").is_empty(), "this boot has not lasted that long");
+        assert_eq!(
+            Series::from("x 9:1 8 7:2:3 5: :6 4:-1 -3:9 99999999999999999999999:1".to_string()).0,
+            [(-3, 9), (9, 1)]
+        );
     }
 
     #[test]

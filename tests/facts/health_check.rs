@@ -515,6 +515,7 @@ facts_on_both_suites! {
         becomes("prepared_transactions", "warning");
         see("prepared_transactions", "warning", "\"forgotten\" of postgres in database postgres");
         becomes("prepared_transactions", "critical");
+        see("prepared_transactions", "critical", r"psql -d postgres -c 'COMMIT PREPARED '\''forgotten'\'''");
         host.psql("ROLLBACK PREPARED 'forgotten'");
         see("prepared_transactions", "ok", "there is no");
 

@@ -5,7 +5,7 @@ use shared::config::Health;
 use shared::health::Status;
 
 use crate::probe::Budget;
-use crate::score::Finding;
+use crate::score::{Finding, word};
 
 /// Each statement returns rows that begin with its tag, so that all of them can be asked in one round trip.
 const STATEMENTS: &[(&str, &str)] = &[
@@ -18,10 +18,15 @@ const STATEMENTS: &[(&str, &str)] = &[
          count(*) FILTER (WHERE wait_event = 'SyncRep' AND state_change < clock_timestamp() - interval '10 s') \
          FROM pg_stat_activity",
     ),
-    ("xid_age", "(SELECT 'xid_age', age(datfrozenxid), datname FROM pg_database ORDER BY 2 DESC LIMIT 1)"),
+    (
+        "xid_age",
+        "(SELECT 'xid_age', age(datfrozenxid), datname, current_setting('autovacuum_freeze_max_age') \
+         FROM pg_database ORDER BY 2 DESC LIMIT 1)",
+    ),
     (
         "multixact_age",
-        "(SELECT 'multixact_age', mxid_age(datminmxid), datname FROM pg_database ORDER BY 2 DESC LIMIT 1)",
+        "(SELECT 'multixact_age', mxid_age(datminmxid), datname, \
+         current_setting('autovacuum_multixact_freeze_max_age') FROM pg_database ORDER BY 2 DESC LIMIT 1)",
     ),
     (
         "archiver",
@@ -148,13 +153,32 @@ fn connections(row: &Row, config: &Health) -> Option<Finding> {
     let percent = 100.0 * used / slots;
     let message = format!("{used} of {slots} connection slots are used");
     let limits = (config.connections_warn.into(), config.connections_fail.into());
-    Some(Finding::level("connections", percent, "%", limits, message))
+    let (end, next) = ("no connection slot will be left".into(), sql(WHO_IS_CONNECTED));
+    Some(Finding::level("connections", percent, "%", limits, message).left(slots - used, "slots", end, next))
 }
+
+const WHO_IS_CONNECTED: &str = "SELECT usename, application_name, state, count(*) FROM pg_stat_activity \
+     GROUP BY 1, 2, 3 ORDER BY 4 DESC LIMIT 9";
+
+/// What to type for a statement of ours.
+pub fn sql(statement: &str) -> String {
+    format!("psql -d postgres -c \"{statement}\"")
+}
+
+/// The server takes no more ids when it is so near to the end (varsup.c, SetTransactionIdLimit; multixact.c,
+/// SetMultiXactIdLimit).
+const LAST_AGE: f64 = (1u64 << 31) as f64 - 3e6;
 
 fn age(name: &str, what: &str, row: &Row, config: &Health) -> Option<Finding> {
     let age = row.number(1)?;
     let message = format!("the oldest {what} is {age} transactions old, in database {}", row.text(2)?);
-    Some(Finding::level(name, age, "", (config.xid_age_warn.into(), config.xid_age_fail.into()), message))
+    let finding = Finding::level(name, age, "", (config.xid_age_warn.into(), config.xid_age_fail.into()), message);
+    // Up to this age it is left to grow, however fast; only then autovacuum sees to it (manual, 24.1.5).
+    if row.number(3).is_none_or(|cared_for| age < cared_for) {
+        return Some(finding);
+    }
+    let (end, next) = (format!("no {what} will be left, and nothing can be written"), "vacuumdb --all --freeze".into());
+    Some(finding.left(LAST_AGE - age, "ids", end, next))
 }
 
 /// How long finished WAL may wait for the archive, in seconds. A burst of writes takes a while to be archived; after an hour
@@ -168,7 +192,9 @@ fn archiver(catalog: &Catalog) -> Finding {
     let message = if row.is_true(3) {
         let (wal, ago) = (row.text(1).unwrap_or("?"), row.text(2).unwrap_or("?"));
         format!(
-            "archiving fails, last {ago}s ago with {wal}; the oldest WAL has waited for {waits}s, and all of it stays until this works again"
+            "archiving fails, last {ago}s ago with {wal}; the oldest WAL has waited for {waits}s, and all of it stays until \
+             this works again: run the command by hand, {}",
+            sql("SHOW archive_command")
         )
     } else if row.number(4).is_some() {
         format!("the oldest WAL that is not archived yet has waited for {waits}s")
@@ -190,8 +216,11 @@ fn slots(catalog: &Catalog, config: &Health) -> Finding {
     let Some((kept, name, active)) = worst else {
         return Finding::ok("slots", "there is no replication slot");
     };
-    let user = if active { "" } else { ", which nobody reads" };
-    let mut message = format!("{:.0} MB of WAL are kept for slot {name}{user}", kept / f64::from(1 << 20));
+    let mut message = format!("{:.0} MB of WAL are kept for slot {name}", kept / f64::from(1 << 20));
+    if !active {
+        let drop = sql(&format!("SELECT pg_drop_replication_slot('{name}')"));
+        message.push_str(&format!(", which nobody reads; if its reader will never come back: {drop}"));
+    }
     // max_slot_wal_keep_size ends what a slot keeps: at the next checkpoint, or already (manual, pg_replication_slots).
     let ended = |status| catalog.rows("slots").find(|row| row.text(3) == Some(status)).and_then(|row| row.text(1));
     let mut least = Status::Ok;
@@ -218,13 +247,13 @@ fn prepared(catalog: &Catalog, config: &Health) -> Finding {
         return Finding::ok(name, "there is no prepared transaction");
     };
     let age = row.number(4).unwrap_or_default();
-    let (gid, owner, database) = (row.text(1), row.text(2), row.text(3));
-    let of = |text: Option<&str>| text.unwrap_or("?").to_string();
+    let of = |column| row.text(column).unwrap_or("?");
+    let (gid, owner, database) = (of(1), of(2), of(3));
     let message = format!(
-        "transaction \"{}\" of {} in database {} has been prepared for {age}s; it holds locks and keeps VACUUM back",
-        of(gid),
-        of(owner),
-        of(database)
+        "transaction \"{gid}\" of {owner} in database {database} has been prepared for {age}s; it holds locks and keeps VACUUM \
+         back. What prepared it knows which is right: psql -d {} -c {}, or ROLLBACK",
+        word(database),
+        word(&format!("COMMIT PREPARED '{}'", gid.replace('\'', "''")))
     );
     let warn = config.prepared_transaction_warn.as_secs_f64();
     Finding::level(name, age, "s", (warn, warn * f64::from(PREPARED_FAIL)), message)
@@ -273,7 +302,7 @@ mod tests {
         let rows: &[&[&str]] = &[&["slots", "a", "t", "reserved", small], &["slots", "b", "f", "extended", big]];
         let finding = slots(&Catalog::of(rows), &Health::default());
         assert_eq!(finding.check.status, Status::Warning);
-        assert!(finding.check.message.ends_with("for slot b, which nobody reads"), "{}", finding.check.message);
+        assert!(finding.check.message.contains("for slot b, which nobody reads; if"), "{}", finding.check.message);
         let status =
             |status| status_of(&[&["slots", "a", "f", status, "9"], &["slots", "b", "t", "reserved", big]], "slots");
         assert_eq!([status("unreserved"), status("lost")], [Status::Warning, Status::Critical]);

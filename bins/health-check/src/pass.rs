@@ -8,7 +8,7 @@ use shared::client::{self, Refusal};
 use shared::clock::Stamp;
 use shared::cluster::{Cluster, Start};
 use shared::config::Config;
-use shared::health::{self, Health, Sample, Startup, Status};
+use shared::health::{self, Health, Startup, Status};
 use shared::pidfile::LockFile;
 use shared::state::State;
 use shared::{Error, process, standing, unit};
@@ -17,7 +17,7 @@ use crate::postmaster::{self, Facts};
 use crate::probe::{self, Answers, Questions};
 use crate::score::{self, Finding};
 use crate::startup::{self, Progress};
-use crate::{certificate, count, settings, standby, volume};
+use crate::{certificate, count, forecast, settings, standby, volume};
 
 /// After that time a cluster's thread is given up, and its pass has failed; the unit has 50 s.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -87,21 +87,6 @@ impl Outcome {
             is_due: false,
         }
     }
-
-    fn value(&self, is_wanted: impl Fn(&str) -> bool) -> Option<f64> {
-        let values = self.findings.iter().filter(|f| is_wanted(&f.check.name)).filter_map(|f| f.check.value);
-        values.max_by(f64::total_cmp)
-    }
-
-    fn sample(&self, now: &Stamp) -> Sample {
-        Sample {
-            at: now.wall as u64,
-            score: self.score,
-            disk: self.value(|name| name.starts_with("disk_")),
-            connections: self.value(|name| name == "connections"),
-            xid_age: self.value(|name| name == "xid_age"),
-        }
-    }
 }
 
 impl Pass {
@@ -164,7 +149,6 @@ impl Pass {
         health.status = outcome.status;
         health.score = outcome.score;
         health.checks = outcome.findings.iter().map(|f| f.check.clone()).collect();
-        health.remember(outcome.sample(&now));
         health.at = now;
         count::tell(&outcome.cluster, &count, stopped, outcome.failures, outcome.max_failures);
         state.save_or_warn();
@@ -222,6 +206,12 @@ impl Pass {
             let looked = certificate::look(cluster, &file);
             findings.push(certificate::judge(&looked, now.wall as i64, config));
         }
+        let left: Vec<_> = findings.iter().filter_map(|finding| Some((finding, finding.left.as_ref()?))).collect();
+        last.trends.note(now, left.iter().map(|(finding, left)| (finding.check.name.as_str(), left.amount)));
+        let forecasts: Vec<_> =
+            left.into_iter().map(|(finding, left)| forecast::judge(finding, left, &last.trends, config)).collect();
+        forecast::of_wal(&mut findings, &forecasts);
+        findings.extend(forecasts);
         findings.extend(self.host.iter().cloned());
         let role = match answers.identity {
             Some(identity) if identity.is_standby => "standby",
@@ -297,22 +287,5 @@ fn certificate_file(cluster: &Cluster, answers: &Answers) -> Option<String> {
             .setting("ssl")
             .is_some_and(|ssl| ["on", "true", "yes", "1"].contains(&ssl))
             .then(|| cluster.setting("ssl_cert_file").unwrap_or("server.crt").to_string()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_history_keeps_the_fullest_volume() {
-        let findings = vec![
-            Finding::level("disk_data", 40.0, "%", (80.0, 90.0), ""),
-            Finding::level("disk_wal", 60.0, "%", (80.0, 90.0), ""),
-            Finding::level("connections", 3.0, "%", (75.0, 90.0), ""),
-        ];
-        let outcome = Outcome::of("16/main".into(), findings, &Config::default(), 0);
-        let sample = outcome.sample(&Stamp { wall: 7.9, ..Stamp::default() });
-        assert_eq!((sample.at, sample.disk, sample.connections, sample.xid_age), (7, Some(60.0), Some(3.0), None));
     }
 }

@@ -454,8 +454,12 @@ fn judge_synchronous(answers: &Answers) -> Option<Finding> {
     let others = answers.catalog.as_ref().map_or(0, Catalog::waiting_for_standby);
     let ours = matches!(&answers.write, Some(Write::Waits(_, Some(event))) if event == "SyncRep");
     (ours || others > 0).then(|| {
-        let message = "commits wait for a synchronous standby that does not confirm them (wait event SyncRep): \
-                       repair the standby or the way to it; only a person may change synchronous_standby_names";
+        let message = format!(
+            "sessions whose commits wait for a synchronous standby that does not confirm them (wait event SyncRep): {}. \
+             Repair the standby or the way to it, {}; only a person may change synchronous_standby_names",
+            others + u64::from(ours),
+            catalog::sql("SELECT application_name, client_addr, state, sync_state FROM pg_stat_replication")
+        );
         Finding::critical("synchronous_standby", message)
     })
 }

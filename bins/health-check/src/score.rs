@@ -9,8 +9,11 @@
 //! | `Capacity` |      10 |       40 |         5 | something runs out, or part of the clients cannot get in     |
 //! | `Upkeep`   |       5 |       20 |         5 | something that a person should put in order soon             |
 //!
+//! A forecast is of class `Upkeep`: nothing has run out yet, and when it does, a check of its own costs the rest.
+//!
 //! Only critical checks of class `Service` count as failures: a full disk or an expired certificate is reported as
-//! critical as long as it lasts, but a recovery every minute would not make it better.
+//! critical as long as it lasts, but a recovery every minute would not make it better, and what is only foreseen least of
+//! all.
 
 use shared::health::{Check, Status};
 
@@ -34,6 +37,7 @@ pub fn class(name: &str) -> Class {
         | "certificate"
         | "synchronous_standby"
         | "replay" => Class::Capacity,
+        name if name.ends_with("_forecast") => Class::Upkeep,
         name if name.starts_with("disk_") || name.starts_with("inodes_") => Class::Capacity,
         _ => Class::Upkeep,
     }
@@ -47,12 +51,27 @@ pub struct Finding {
     pub limits: Option<(f64, f64)>,
     /// Critical, and a recovery could help.
     pub escalates: bool,
+    /// What is left of something that runs out.
+    pub left: Option<Left>,
+}
+
+/// For the forecast.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Left {
+    pub amount: u64,
+    /// "B" for bytes, else what is counted.
+    pub unit: &'static str,
+    /// What will be when nothing is left.
+    pub end: String,
+    /// The next command for a person.
+    pub next: String,
 }
 
 impl Finding {
     pub fn new(name: &str, status: Status, message: impl Into<String>) -> Self {
         let check = Check { name: name.into(), status, message: message.into(), ..Check::default() };
-        Finding { check, limits: None, escalates: status == Status::Critical && class(name) == Class::Service }
+        let escalates = status == Status::Critical && class(name) == Class::Service;
+        Finding { check, limits: None, escalates, left: None }
     }
 
     pub fn ok(name: &str, message: impl Into<String>) -> Self {
@@ -93,6 +112,11 @@ impl Finding {
         self
     }
 
+    pub fn left(mut self, amount: f64, unit: &'static str, end: String, next: String) -> Self {
+        self.left = Some(Left { amount: amount.max(0.0) as u64, unit, end, next });
+        self
+    }
+
     /// No better than this, for a reason that the value does not tell.
     pub fn at_least(mut self, status: Status) -> Self {
         self.check.status = self.check.status.max(status);
@@ -104,6 +128,12 @@ impl Finding {
         self.escalates = false;
         self
     }
+}
+
+/// One word of a command that a person may copy into a shell, whoever chose its text.
+pub fn word(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:".contains(c);
+    if text.chars().all(is_plain) { text.into() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 /// The status of a cluster. A check that could not be made makes it `Unknown` only when it is not known whether the
@@ -151,7 +181,15 @@ mod tests {
         let full = Finding::level("disk_data", 99.0, "%", (80.0, 90.0), "");
         assert_eq!((full.check.status, full.escalates), (Status::Critical, false));
         assert!(Finding::critical("socket", "").escalates);
+        let foreseen = [Finding::critical("disk_data_forecast", ""), Finding::critical("connections_forecast", "")];
+        assert!(foreseen.iter().all(|f| !f.escalates) && score(&foreseen) == 60, "a forecast starts no recovery");
         assert!(!Finding::critical("write", "").without_recovery().escalates);
+    }
+
+    #[test]
+    fn a_name_that_somebody_chose_is_one_word_to_a_shell() {
+        assert_eq!(word("/var/lib/x-1"), "/var/lib/x-1");
+        assert_eq!(word("$(id) 'x'"), r"'$(id) '\''x'\'''");
     }
 
     #[test]

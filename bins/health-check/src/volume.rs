@@ -8,7 +8,7 @@ use nix::sys::statvfs::statvfs;
 use shared::cluster::Cluster;
 use shared::config::Health;
 
-use crate::score::Finding;
+use crate::score::{Finding, word};
 
 /// One file system, with everything of the cluster that is on it.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,8 +19,8 @@ pub struct Volume {
     pub device: u64,
     pub used: f64,
     pub free: u64,
-    /// File systems such as btrfs have no fixed number of inodes.
-    pub inodes: Option<f64>,
+    /// Percent used, and how many are free. File systems such as btrfs have no fixed number of inodes.
+    pub inodes: Option<(f64, u64)>,
     pub read_only: bool,
 }
 
@@ -56,7 +56,10 @@ fn measure(role: String, path: PathBuf, mounts: &str) -> Result<Volume, String> 
         device,
         used: percent(used, used + available),
         free: available.saturating_mul(stat.fragment_size()),
-        inodes: (stat.files() > 0).then(|| percent(stat.files().saturating_sub(stat.files_available()), stat.files())),
+        inodes: (stat.files() > 0).then(|| {
+            let (all, free) = (stat.files(), stat.files_available());
+            (percent(all.saturating_sub(free), all), free)
+        }),
         read_only: is_read_only(mounts, device),
         path,
     })
@@ -101,18 +104,23 @@ pub fn judge(volumes: &[Result<Volume, String>], config: &Health) -> Vec<Finding
             }
         };
         let (first, roles) = (&volume.roles[0], volume.roles.join(", "));
-        let at = volume.path.display();
+        let (at, path) = (volume.path.display(), word(&volume.path.to_string_lossy()));
         let name = format!("disk_{first}");
-        findings.push(if volume.read_only {
+        let (end, grows) =
+            (format!("the {roles} volume at {at} will be full"), format!("du -xhD --threshold=100M {path}"));
+        let finding = if volume.read_only {
             Finding::critical(&name, format!("the {roles} volume at {at} is read-only")).value(volume.used, "%")
         } else {
             let message =
                 format!("{:.0}% of the {roles} volume at {at} is used, {} MB are free", volume.used, volume.free >> 20);
             Finding::level(&name, volume.used, "%", limits, message)
-        });
-        if let Some(inodes) = volume.inodes {
-            let message = format!("{inodes:.0}% of the inodes of the {roles} volume at {at} are used");
-            findings.push(Finding::level(&format!("inodes_{first}"), inodes, "%", limits, message));
+        };
+        findings.push(finding.left(volume.free as f64, "B", end, grows));
+        if let Some((used, free)) = volume.inodes {
+            let message = format!("{used:.0}% of the inodes of the {roles} volume at {at} are used");
+            let end = format!("the {roles} volume at {at} will have no inode left");
+            let finding = Finding::level(&format!("inodes_{first}"), used, "%", limits, message);
+            findings.push(finding.left(free as f64, "inodes", end, format!("du -xD --inodes --threshold=1000 {path}")));
         }
     }
     findings
@@ -130,7 +138,7 @@ mod tests {
             device,
             used,
             free: 0,
-            inodes: Some(10.0),
+            inodes: Some((10.0, 90)),
             read_only: false,
         })
     }
