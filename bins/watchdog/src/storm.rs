@@ -109,24 +109,25 @@ pub fn decide(facts: &Facts, rule: &Rule) -> Vec<Planned> {
         return Vec::new();
     }
     let level = facts.slots.relief(rule);
-    let is_open = |client: &&Client| !client.is_protected;
-    let limited = facts.limit.filter(|limit| {
-        facts.clients.iter().any(|client| client.role_oid == limit.role_oid && client.connection_limit == limit.now)
-    });
-    if let Some(limit) = limited {
-        let of_role = facts.clients.iter().filter(is_open).filter(|client| client.role_oid == limit.role_oid);
-        let beyond = (of_role.clone().count() as u32).saturating_sub(limit.now as u32);
-        return or_person(end(of_role, beyond, rule), facts);
+    let open = facts.clients.iter().filter(|client| !client.is_protected);
+    let end_beyond = |role_oid, limit: i32| {
+        let of_role = open.clone().filter(|client| client.role_oid == role_oid);
+        end(of_role.clone(), (of_role.count() as u32).saturating_sub(limit as u32), rule)
+    };
+    let is_in_force =
+        |limit: &&Limit| open.clone().any(|one| one.role_oid == limit.role_oid && one.connection_limit == limit.now);
+    if let Some(limit) = facts.limit.filter(is_in_force) {
+        return or_person(end_beyond(limit.role_oid, limit.now), facts);
     }
     if is_used_up && ended_within(AGAIN) {
-        let Some((step, now)) = limit(facts, level) else { return or_person(None, facts) };
-        let Step::Limit { role_oid, .. } = step.step else { return Vec::new() };
-        let of_role = facts.clients.iter().filter(is_open).filter(|client| client.role_oid == role_oid);
-        let beyond = of_role.clone().count() as u32 - now;
-        return [Some(step), end(of_role, beyond, rule)].into_iter().flatten().collect();
+        let Some(planned) = limit(facts, level) else { return or_person(None, facts) };
+        let end = match planned.step {
+            Step::Limit { role_oid, now, .. } => end_beyond(role_oid, now),
+            _ => None,
+        };
+        return [Some(planned), end].into_iter().flatten().collect();
     }
     let surplus = used.saturating_sub(level);
-    let open = facts.clients.iter().filter(is_open);
     let ripe = open.clone().filter(|client| client.idle.is_some_and(|idle| idle >= rule.idle)).count() as u32;
     let idle = open.clone().filter(|client| client.idle.is_some()).count() as u32;
     if ripe < surplus.min(idle) && facts.full < GROWING_UP {
@@ -183,8 +184,8 @@ fn end<'a>(clients: impl Iterator<Item = &'a Client>, surplus: u32, rule: &Rule)
     (!pids.is_empty()).then_some(Planned { step: Step::End(pids), why })
 }
 
-/// A limit for the role of the worst offender, if that alone brings the server down to `level`, and what it is.
-fn limit(facts: &Facts, level: u32) -> Option<(Planned, u32)> {
+/// A limit for the role of the worst offender, if that alone brings the server down to `level`.
+fn limit(facts: &Facts, level: u32) -> Option<Planned> {
     let of_role = |oid| facts.clients.iter().filter(|client| client.role_oid == oid).count() as u32;
     let mut offenders: BTreeMap<_, (usize, Option<&Client>)> = BTreeMap::new();
     for client in facts.clients.iter().filter(|client| !client.is_protected) {
@@ -205,7 +206,7 @@ fn limit(facts: &Facts, level: u32) -> Option<(Planned, u32)> {
         "the slots were used up again within a minute, and role {role:?} has {of_role} of {} sessions",
         facts.clients.len()
     );
-    Some((Planned { step: Step::Limit { role_oid, role, before, now: now as i32 }, why }, now))
+    Some(Planned { step: Step::Limit { role_oid, role, before, now: now as i32 }, why })
 }
 
 fn offender(client: &Client) -> (u32, &str, &str) {
