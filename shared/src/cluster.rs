@@ -110,6 +110,14 @@ impl Cluster {
         (directory, running.and_then(|f| f.port).unwrap_or_else(|| self.port()))
     }
 
+    /// The same with its settings as the files have them now.
+    pub fn again(&self) -> Cluster {
+        let mut settings = HashMap::new();
+        let file = self.config_directory.join("postgresql.conf");
+        let _ = with_power_of(&self.owner, || read_settings(&file, &mut settings, 0));
+        Cluster { settings, ..self.clone() }.finished()
+    }
+
     /// Finds the clusters of this host, sorted by name.
     pub fn discover(config: &Config) -> Result<Vec<Cluster>> {
         Self::discover_in(Path::new(ROOT), config)

@@ -3,7 +3,7 @@
 //! When a socket's file is removed, the server goes on listening where nobody finds it, and only its postmaster could bind
 //! a new one, at a start. But a connection finds a socket by the inode that its path leads to (net/unix/af_unix.c,
 //! unix_find_bsd), so a hard link that was made in time serves as well as the name that is gone. It is
-//! `/run/pg-recovery/socket/16-main`, made by pg-watchdog and put back by pg-recover, both with the owner's power: the
+//! `/run/pg-recovery-socket/16-main`, made by pg-watchdog and put back by pg-recover, both with the owner's power: the
 //! kernel lets nobody link a socket that is not his (fs.protected_hardlinks, proc(5)). A socket that is not below /run is on
 //! another file system and gets none.
 
@@ -19,7 +19,9 @@ use crate::cluster::Cluster;
 use crate::error::{Error, Result};
 use crate::process::Process;
 
-const DIRECTORY: &str = "/run/pg-recovery/socket";
+/// Not below /run/pg-recovery, which is a mount of its own in a unit with RuntimeDirectory=, and no link leads from one mount to
+/// another.
+const DIRECTORY: &str = "/run/pg-recovery-socket";
 
 fn second_name(cluster: &Cluster) -> PathBuf {
     Path::new(DIRECTORY).join(cluster.file_name())

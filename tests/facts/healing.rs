@@ -183,11 +183,12 @@ facts_on_both_suites! {
     fn a_socket_without_a_second_name_is_made_anew_by_a_restart_when_nobody_is_at_work(host: Host) {
         let ledger = ledger_of(&host);
         faults::session::open(&host, "busy", "SELECT pg_sleep(3600)");
-        let postmaster = host.postmaster_pid();
+        let (session, postmaster) = (faults::session::backend_of(&host, "busy"), host.postmaster_pid());
         faults::p12_socket_removed::inject_without_a_second_name(&host);
-        host.wait_for_journal("pg-recover", "sessions are at work", SOON);
+        host.wait_for_journal("pg-recover", "sessions at work: 1", SOON);
         assert_eq!(host.postmaster_pid(), postmaster, "somebody was at work");
-        host.sh("systemctl stop busy");
+        host.signal(session, host::Signal::SIGTERM);
+        host.wait_until("the session has ended", SOON, || !host.is_alive(session));
         assert!(host.start_and_wait("pg-recovery.service").success());
         healed(&host, ledger, "P12", SOON);
         assert_ne!(host.postmaster_pid(), postmaster);
@@ -395,6 +396,8 @@ facts_on_both_suites! {
             assert!(!faults::c3_missing_preload_library::inject_setting(&host, setting).success());
             host.wait_until(setting, SOON, || host.recoveries().len() > healings);
             assert_eq!(host.recoveries().last().expect("there is one")["outcome"], "recovered", "{setting}");
+            // So many in so short a time would be a person's matter.
+            host.sh("pg-recover reset");
         }
         healed(&host, ledger, "C3", SOON);
         assert_eq!(host.psql("SELECT gid FROM pg_prepared_xacts"), "waits");

@@ -258,16 +258,16 @@ facts_on_both_suites! {
     fn every_folder_has_its_owner_and_mode(host: Host) {
         let found = host.sh(
             "cd / && stat --format '%n %U %a' etc/pg-recovery/credentials run/pg-recovery run/pg-recovery/* \
-             run/pg-recovery/state/health var/lib/pg-recovery var/lib/pg-recovery/*/",
+             run/pg-recovery/state/health run/pg-recovery-socket var/lib/pg-recovery var/lib/pg-recovery/*/",
         );
         let expected = "\
 etc/pg-recovery/credentials root 700
 run/pg-recovery root 755
 run/pg-recovery/evidence root 700
 run/pg-recovery/lock root 755
-run/pg-recovery/socket postgres 700
 run/pg-recovery/state root 755
 run/pg-recovery/state/health postgres 755
+run/pg-recovery-socket postgres 700
 var/lib/pg-recovery root 755
 var/lib/pg-recovery/evidence/ root 700
 var/lib/pg-recovery/health/ postgres 755

@@ -647,10 +647,6 @@ fn a_dead_volume_holds_up_nothing_but_its_own_cluster() {
     host.wait_until("the check has answered", SOON, || host.file("/answer").read().contains("\"checks\""));
     let answer: serde_json::Value = serde_json::from_str(&host.file("/answer").read()).expect("it is JSON");
     assert_ne!(answer["clusters"][0]["status"], "critical", "{answer:#}");
-    // What prerm would remove there stays.
-    let removed =
-        host.run("systemd-run --quiet --pipe --wait --property=RuntimeMaxSec=90 apt-get remove --yes pg-recovery");
-    assert!(removed.success(), "{removed}");
     host.sh("systemctl stop dead-volume");
     host.wait_for_state("pg-watchdog.service", "inactive", SOON);
 }

@@ -14,5 +14,5 @@ pub fn inject_with_its_directory(host: &Host) {
 
 /// Removes the socket and every other name of it, as on a host where there was none.
 pub fn inject_without_a_second_name(host: &Host) {
-    host.sh("rm /run/pg-recovery/socket/* /run/postgresql/.s.PGSQL.5432");
+    host.sh("rm /run/pg-recovery-socket/* /run/postgresql/.s.PGSQL.5432");
 }

@@ -257,7 +257,7 @@ fn socket_gone(lost: &SocketLost, postmaster: &Process, config: &Config, evidenc
     });
     if let Err(why) = &lost.copy {
         evidence.push(why.clone());
-        evidence.push(format!("{} sessions are at work", lost.at_work));
+        evidence.push(format!("sessions at work: {}", lost.at_work));
     }
     // What only the server sees is no business of ours.
     Fault::SocketGone { copy: is_well && lost.copy.is_ok(), restart }

@@ -273,6 +273,8 @@ impl Keeper {
             return;
         }
         self.good_at = Some(Instant::now());
+        // Which files are key and certificate may have changed.
+        let cluster = &cluster.again();
         let Some(signature) = signature(cluster) else { return };
         if self.good.as_ref() == Some(&signature) {
             return;
