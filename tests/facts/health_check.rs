@@ -285,6 +285,9 @@ facts_on_both_suites! {
         host.sh(&format!("chmod 644 {CREDENTIAL}"));
         let exposed = "others than its owner may read it (mode 0644)";
         refuses(host.run("pg-health-check"), CREDENTIAL, exposed, "Run: chmod 600");
+        // As long as its folder is root's alone nobody else can.
+        assert_eq!(pass(&host), 0);
+        host.sh(&format!("chmod 755 $(dirname {CREDENTIAL})"));
         unit_refuses(exposed);
 
         host.sh(&format!("rm {CREDENTIAL} && mkdir {CREDENTIAL}"));
@@ -592,6 +595,47 @@ facts_on_both_suites! {
             see(&name, status, &format!("of the inodes of the {tablespace} volume"));
         }
         assert_eq!((pass(&host), failures(&host)), (2, 0));
+    }
+
+    fn a_volume_that_fills_steadily_is_told_before_it_is_full_and_a_saw_tooth_is_not(host: Host) {
+        quiet(&host, "");
+        host.attach_disk("/table", 60);
+        host.sh("install -d -o postgres -g postgres -m 700 /table/own");
+        host.psql("CREATE TABLESPACE apart LOCATION '/table/own'");
+        let name = format!("disk_tablespace_{}", host.psql("SELECT oid FROM pg_tablespace WHERE spcname = 'apart'"));
+        let forecast = format!("{name}_forecast");
+        assert_eq!(pass(&host), 0);
+        let file = host.file(&format!("/var/lib/pg-recovery/health/{}-main.json", host.version()));
+        let state = || serde_json::from_str::<Value>(&file.read()).expect("the state is JSON");
+        assert_check(&state(), &forecast, "ok", "is known for 0min");
+        let noted = state()["trends"]["left"][&name].as_str().expect("it was noted").to_owned();
+        let (now, left) = noted.split_once(':').expect("a time and an amount");
+        let (now, left): (i64, u64) = (now.parse().expect("seconds"), left.parse().expect("bytes"));
+
+        // The last 130 minutes, in the form in which they would have been noted.
+        let remember = |left_at: &dyn Fn(u64) -> u64| {
+            let noted = (1..=130).rev().map(|minute| format!("{}:{}", now - 60 * minute as i64, left_at(minute)));
+            let mut state = state();
+            state["trends"]["left"][&name] = noted.collect::<Vec<_>>().join(" ").into();
+            file.write(state.to_string());
+        };
+        // In the last 70 minutes a 100th of what is left now went each minute.
+        remember(&|minute| left + left / 100 * minute.min(70));
+        assert_eq!((pass(&host), failures(&host)), (1, 0));
+        assert_check(&state(), &name, "ok", "");
+        assert_check(&state(), &forecast, "warning", " volume at ");
+        assert_check(&state(), &forecast, "warning", "will be full in ");
+        // It goes faster, and not a quarter of it is full.
+        host.sh(&format!("fallocate -l {} /table/own/more", left / 10));
+        remember(&|minute| left - left / 10 + left / 60 * minute.min(20));
+        assert_eq!((pass(&host), failures(&host)), (2, 0));
+        assert_check(&state(), &name, "ok", "");
+        assert_check(&state(), &forecast, "critical", "will be full in 5");
+        host.journal_of("pg-health-check").says("see what takes it: du -xhD");
+        // It went as fast and further three times before, and came back.
+        remember(&|minute| left - left / 10 - left / 9 + left / 60 * ((minute + 7) % 30));
+        assert_eq!((pass(&host), failures(&host)), (0, 0));
+        assert_check(&state(), &forecast, "ok", "no steady fall");
     }
 
     fn a_host_that_is_short_of_memory_or_busy_is_told(host: Host) {

@@ -22,7 +22,8 @@ pub fn password() -> Result<Option<String>> {
 }
 
 fn load(original: &Path, copy: Option<&Path>) -> Result<Option<String>> {
-    // systemd hands over a copy, and who may read the original only the original tells; the unit shows it to us for that.
+    // systemd hands over a copy, and who may read the original only the original tells. Where its folder does not let us
+    // see that, it lets nobody else read it either.
     match std::fs::metadata(original) {
         Ok(meta) if !meta.is_file() => {
             let hint = "Put the password into a file of this name, with mode 0600.";
@@ -32,7 +33,7 @@ fn load(original: &Path, copy: Option<&Path>) -> Result<Option<String>> {
             let why = format!("others than its owner may read it (mode {:04o})", meta.permissions().mode() & 0o7777);
             return refuse(original, why, format!("Run: chmod 600 {}", original.display()));
         }
-        // Reading says why not. Where only the unit's copy is in sight, the folder hides the original from others too.
+        // Reading says why not.
         _ => {}
     }
     let path = copy.unwrap_or(original);
