@@ -119,7 +119,7 @@ const TABLE: &[Meaning] = &[
     },
     Meaning {
         class: "S5",
-        means: "it waits for the disk, cannot read it, or its recovery does not move",
+        means: "it waits for the disk, or its recovery does not move",
         advice: "dmesg tells what the disk has. Copy {data} from a disk that fails before anything else.",
         words: &[&["Input/output error"]],
         sqlstates: &["58030"],
