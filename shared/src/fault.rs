@@ -49,13 +49,6 @@ const UNKNOWN: Class = Class {
 
 const CLASSES: &[Class] = &[
     Class {
-        name: "P3",
-        priority: Priority::P2,
-        rule: "A process of the server was stopped by a signal: what it does stands still and nobody may notice. It is told to \
-               go on, and loses nothing by it.",
-        next: "Find out what stopped it: a debugger, a script with kill -STOP.",
-    },
-    Class {
         name: "P4",
         priority: Priority::P3,
         rule: "A session's process crashed, and the server began anew by itself; one crash is only put on record.",
