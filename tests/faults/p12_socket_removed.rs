@@ -1,6 +1,31 @@
 //! P12: somebody tidies up /run/postgresql under a running server: socket clients fail, TCP goes on, the log is silent.
 
+use std::time::Duration;
+
+use super::Fault;
 use crate::Host;
+
+/// See [`super::all`].
+pub const FAULTS: &[Fault] = &[
+    Fault {
+        class: "P12",
+        name: "socket removed under a running server",
+        imitates: "a person or a script that tidies up /run",
+        is_not: "a server that never had one",
+        inject,
+        keeps_postmaster: true,
+        deadline: Duration::from_secs(60),
+    },
+    Fault {
+        class: "P12",
+        name: "socket removed with its directory",
+        imitates: "the same, more thorough",
+        is_not: "a boot, which makes the directory anew",
+        inject: inject_with_its_directory,
+        keeps_postmaster: true,
+        deadline: Duration::from_secs(60),
+    },
+];
 
 /// Removes the socket.
 pub fn inject(host: &Host) {

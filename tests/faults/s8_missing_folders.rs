@@ -1,6 +1,23 @@
 //! S8: a copy that leaves empty folders out (git, an object store), or a person who tidies up, and then a crash.
 
+use std::time::Duration;
+
+use super::Fault;
 use crate::Host;
+
+/// See [`super::all`].
+pub const FAULTS: &[Fault] = &[Fault {
+    class: "S8",
+    name: "empty folders removed, and the postmaster killed",
+    imitates: "a copy that leaves empty folders out",
+    is_not: "folders with content, which are left to a person",
+    inject: |host| {
+        host.sh("rm -rf /var/lib/postgresql/kept");
+        inject(host, &["pg_notify", "pg_subtrans", "pg_dynshmem"]);
+    },
+    keeps_postmaster: false,
+    deadline: Duration::from_secs(60),
+}];
 
 /// Removes these folders of the data directory, with what is in them, and kills the postmaster in one go. They are kept
 /// beside the data directory.
