@@ -50,7 +50,7 @@ fn row(fault: &Fault, runs: usize) -> String {
         for Healing { tally, record } in healings {
             lost += tally.lost;
             gaps.push(tally.longest_gap());
-            let way = way(&record);
+            let way = record.as_ref().map_or("its start by the distribution".into(), way);
             if !done.contains(&way) {
                 done.push(way);
             }

@@ -11,6 +11,7 @@ pub const FAULTS: &[Fault] = &[Fault {
     name: "bad line in postgresql.conf, and a restart",
     imitates: "a typing error",
     is_not: "a setting that the server takes and that is unwise",
+    is_recorded: true,
     inject: |host| {
         inject(host);
     },

@@ -11,6 +11,7 @@ pub const FAULTS: &[Fault] = &[Fault {
     name: "bad line in pg_hba.conf, and a restart",
     imitates: "a typing error",
     is_not: "a rule that locks clients out",
+    is_recorded: true,
     inject: |host| {
         inject(host);
     },

@@ -13,6 +13,7 @@ pub const FAULTS: &[Fault] = &[
         name: "library to preload that does not exist, and a restart",
         imitates: "an extension whose package was removed",
         is_not: "a library that crashes the server",
+        is_recorded: true,
         inject: |host| {
             inject(host);
         },
@@ -24,6 +25,7 @@ pub const FAULTS: &[Fault] = &[
         name: "wal_level too low for its other settings, and a restart",
         imitates: "ALTER SYSTEM by hand",
         is_not: "a value out of range, which ALTER SYSTEM refuses",
+        is_recorded: true,
         inject: |host| {
             inject_setting(host, "wal_level = minimal");
         },

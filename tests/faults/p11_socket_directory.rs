@@ -11,6 +11,7 @@ pub const FAULTS: &[Fault] = &[Fault {
     name: "socket directory not writable, and a restart",
     imitates: "a careless chmod in /run",
     is_not: "a socket that is removed under a running server",
+    is_recorded: true,
     inject: |host| {
         inject_unwritable(host);
     },

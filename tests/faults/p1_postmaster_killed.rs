@@ -11,6 +11,7 @@ pub const FAULTS: &[Fault] = &[Fault {
     name: "postmaster killed",
     imitates: "the OOM killer, or a kill -9 by hand",
     is_not: "a backend that crashes: the postmaster restarts the server itself",
+    is_recorded: true,
     inject,
     keeps_postmaster: false,
     deadline: Duration::from_secs(30),

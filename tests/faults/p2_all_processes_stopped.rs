@@ -11,6 +11,7 @@ pub const FAULTS: &[Fault] = &[Fault {
     name: "all processes stopped by a signal",
     imitates: "a whole server that hangs",
     is_not: "a frozen control group, or storage without an answer (state D)",
+    is_recorded: true,
     inject: |host| {
         inject(host);
     },

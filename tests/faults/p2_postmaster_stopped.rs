@@ -12,6 +12,7 @@ pub const FAULTS: &[Fault] = &[Fault {
     name: "postmaster stopped by a signal",
     imitates: "a debugger left attached, a stuck system call",
     is_not: "a busy or a frozen server, which is left alone",
+    is_recorded: true,
     inject: |host| {
         inject(host);
     },

@@ -11,6 +11,7 @@ pub const FAULTS: &[Fault] = &[Fault {
     name: "checkpointer stopped by a signal",
     imitates: "a debugger left attached",
     is_not: "a checkpoint that waits for the disk",
+    is_recorded: true,
     inject: |host| {
         inject(host);
     },

@@ -12,6 +12,7 @@ pub const FAULTS: &[Fault] = &[Fault {
     name: "pid of postmaster.pid given to another process",
     imitates: "a reboot after which pids are handed out anew",
     is_not: "two servers on one data directory",
+    is_recorded: true,
     inject: |host| {
         inject_with_postgres_in_its_command_line(host);
     },

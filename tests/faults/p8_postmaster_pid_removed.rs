@@ -13,6 +13,7 @@ pub const FAULTS: &[Fault] = &[
         name: "postmaster.pid removed under a running server",
         imitates: "a script that takes it for stale",
         is_not: "a data directory that is gone as a whole",
+        is_recorded: true,
         inject: |host| {
             inject(host);
         },
@@ -24,6 +25,7 @@ pub const FAULTS: &[Fault] = &[
         name: "postmaster.pid emptied under a running server",
         imitates: "a careless redirection",
         is_not: "a torn file after a power cut",
+        is_recorded: true,
         inject: inject_emptied,
         keeps_postmaster: true,
         deadline: Duration::from_secs(30),
@@ -33,6 +35,7 @@ pub const FAULTS: &[Fault] = &[
         name: "postmaster.pid replaced under a running server",
         imitates: "a restored backup that brings its own",
         is_not: "two servers on one data directory",
+        is_recorded: true,
         inject: inject_replaced,
         keeps_postmaster: true,
         deadline: Duration::from_secs(30),

@@ -15,6 +15,7 @@ pub const FAULTS: &[Fault] = &[Fault {
     name: "backend that outlives its postmaster",
     imitates: "a backend in a stuck system call when the postmaster dies",
     is_not: "a second server on the data directory",
+    is_recorded: true,
     inject: |host| {
         inject(host);
     },

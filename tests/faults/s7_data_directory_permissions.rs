@@ -12,6 +12,7 @@ pub const FAULTS: &[Fault] = &[
         name: "wrong mode of the data directory, and a restart",
         imitates: "a careless chmod -R",
         is_not: "files inside with another owner, which are left to a person",
+        is_recorded: true,
         inject: |host| {
             inject_mode(host);
         },
@@ -23,6 +24,7 @@ pub const FAULTS: &[Fault] = &[
         name: "wrong owner of the data directory, and a restart",
         imitates: "a copy made as root",
         is_not: "files inside with another owner, which are left to a person",
+        is_recorded: true,
         inject: |host| {
             inject_owner(host);
         },

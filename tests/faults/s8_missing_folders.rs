@@ -11,6 +11,7 @@ pub const FAULTS: &[Fault] = &[Fault {
     name: "empty folders removed, and the postmaster killed",
     imitates: "a copy that leaves empty folders out",
     is_not: "folders with content, which are left to a person",
+    is_recorded: true,
     inject: |host| {
         host.sh("rm -rf /var/lib/postgresql/kept");
         inject(host, &["pg_notify", "pg_subtrans", "pg_dynshmem"]);
