@@ -769,9 +769,13 @@ facts_on_both_suites! {
 
     fn the_table_that_is_written_never_grows(host: Host) {
         quiet(&host, "");
+        let beats = || host.psql("SELECT beat FROM pgrecovery.heartbeat").parse::<u32>().expect("a number");
+        // A pass that was cut short may have left the table without its row: then this one makes it.
+        assert_eq!(host.run("pg-health-check").status, 0);
+        let before = beats();
         host.sh("for pass in $(seq 400); do pg-health-check > /dev/null || exit; done");
         assert_eq!(host.psql("SELECT pg_relation_size('pgrecovery.heartbeat')"), "8192");
-        assert_eq!(host.psql("SELECT beat >= 400 FROM pgrecovery.heartbeat"), "t");
+        assert_eq!(beats(), before + 400);
         assert_eq!(host.psql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pg-health-check'"), "0");
     }
 
