@@ -130,10 +130,7 @@ fn plan(
 /// Takes one cluster back, under its lock.
 pub fn back(cluster: &Cluster, config: &Config, task: &Task) -> Result<Code> {
     let name = cluster.name();
-    if let Some(manager) = standing::manager(cluster) {
-        return Err(Error::failed(format!("cluster {name} is managed by {manager}, and its configuration as well"))
-            .hint(format!("Change it through {manager}.")));
-    }
+    refuse_managed(cluster)?;
     let _lock = take_lock(cluster)?;
     let _whole = uninterrupted()?;
     let mut state = settle(cluster, config)?;
@@ -165,6 +162,14 @@ pub fn back(cluster: &Cluster, config: &Config, task: &Task) -> Result<Code> {
             Err(Error::failed(format!("cluster {name} has the configuration that it had, because: {}", why.message)))
         }
     }
+}
+
+/// Patroni and its like write the configuration of their clusters themselves.
+pub fn refuse_managed(cluster: &Cluster) -> Result<()> {
+    standing::manager(cluster).map_or(Ok(()), |manager| {
+        let what = format!("cluster {} is managed by {manager}, and its configuration as well", cluster.name());
+        Err(Error::failed(what).hint(format!("Change it through {manager}, or name other clusters with --cluster.")))
+    })
 }
 
 fn take_lock(cluster: &Cluster) -> Result<Lock> {
