@@ -217,6 +217,23 @@ facts_on_both_suites! {
         assert_eq!(host.recoveries(), Vec::<serde_json::Value>::new(), "nobody else had to help");
     }
 
+    fn a_restart_that_fails_is_undone_and_the_server_is_brought_back(suite: Suite) {
+        let host = boot(suite);
+        let before = files(&host);
+        let ledger = host.ledger();
+        // No host has that much, and postgres -C does not ask.
+        conf(&host, "conf.d/memory.conf").write("shared_buffers = 900GB\n");
+        let bad = host.sh("pg-rollback point");
+        assert!(host.run("pg-rollback config").success());
+        let output = host.run(&format!("pg-rollback config {bad} --restart"));
+        assert_eq!(output.status, 1, "{output}");
+        assert!(output.stderr.contains("systemd says that the start failed"), "{output}");
+        assert_eq!(files(&host), before);
+        ledger.wait_for_commits_within(20, SOON);
+        assert_eq!(host.psql("SHOW shared_buffers"), "128MB");
+        ledger.stop_and_check().assert_nothing_lost();
+    }
+
     fn a_server_that_is_down_gets_its_files_back_and_is_not_started(suite: Suite) {
         let host = boot(suite);
         let before = files(&host);
