@@ -47,6 +47,12 @@ impl Refusal {
         matches!(self, Refusal::Starting(_) | Refusal::OutOfSlots(_) | Refusal::NotAllowed(_) | Refusal::Server(..))
     }
 
+    /// The server lets others in: our role may not log in here, or the database of the probes does not exist
+    /// (invalid_catalog_name).
+    pub fn is_ours_alone(&self) -> bool {
+        matches!(self, Refusal::NotAllowed(_)) || matches!(self, Refusal::Server(code, _) if code == "3D000")
+    }
+
     /// Nobody took the connection in time.
     pub fn is_silence(&self) -> bool {
         matches!(self, Refusal::Timeout | Refusal::BacklogFull)

@@ -64,6 +64,13 @@ impl Cluster {
         self.settings.get(name).map(String::as_str)
     }
 
+    /// The same with settings that its server says it has, whatever the files say.
+    pub fn with_settings(&self, settings: impl IntoIterator<Item = (&'static str, String)>) -> Cluster {
+        let mut cluster = self.clone();
+        cluster.settings.extend(settings.into_iter().map(|(name, value)| (name.to_string(), value)));
+        cluster
+    }
+
     pub fn port(&self) -> u16 {
         self.setting("port").and_then(|p| p.parse().ok()).unwrap_or(5432)
     }

@@ -32,6 +32,7 @@ pub mod standing;
 pub mod state;
 pub mod terminals;
 pub mod unit;
+pub mod verify;
 pub mod wal;
 
 pub use error::{Error, Result};

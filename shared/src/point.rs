@@ -3,7 +3,8 @@
 //! A point is a folder with `manifest.json` (why, when, and for each file its path, SHA-256 and mode) and the copies as
 //! `0`, `1`, ... in the order of the manifest. It is built under another name and renamed when it is complete, so what
 //! is there is whole. Points of the kind `good` hold a configuration that a server was seen to run with, those of the
-//! kind `before` what one of our programs was about to change. Files are read and written with no more power than the
+//! kind `before` what one of our programs was about to change, `asked` what a person wanted kept, `guard` what comes back
+//! unless a change is confirmed. Files are read and written with no more power than the
 //! owner of the cluster has; the folder itself is for root only.
 
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -25,7 +26,7 @@ const LIMIT: u64 = 1 << 20;
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Manifest {
     pub id: String,
-    /// `good` or `before`.
+    /// `good`, `before`, `asked` or `guard`.
     pub kind: String,
     pub cluster: String,
     pub at: Stamp,
@@ -217,6 +218,37 @@ fn list(root: &Path, cluster: &str, kind: &str) -> Vec<String> {
     ids
 }
 
+/// All points of these clusters (none: of all), the newest first.
+pub fn all(clusters: &[String]) -> Result<Vec<Manifest>> {
+    let root = directory();
+    let bad = |e: std::io::Error| {
+        Error::from(std::io::Error::new(e.kind(), format!("could not read {}: {e}", root.display())))
+    };
+    let mut ids: Vec<String> = match std::fs::read_dir(&root) {
+        Ok(entries) => entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(e) => return Err(bad(e).hint("Recovery points are for root alone.")),
+    };
+    ids.retain(|id| !id.starts_with('.'));
+    ids.sort();
+    let manifests = ids.iter().rev().filter_map(|id| manifest(&root.join(id)));
+    Ok(manifests.filter(|m| clusters.is_empty() || clusters.contains(&m.cluster)).collect())
+}
+
+/// One point with its copies. An error if there is none of that name, or if a copy is not what the manifest says.
+pub fn find(id: &str) -> Result<(Manifest, Vec<Copy>)> {
+    let point = directory().join(id);
+    let manifest = (!id.is_empty() && !id.starts_with('.') && !id.contains('/')).then(|| manifest(&point)).flatten();
+    let manifest = manifest.ok_or_else(|| {
+        Error::usage(format!("there is no recovery point {id:?}")).hint("pg-rollback list has them all.")
+    })?;
+    let copies = load(&point).ok_or_else(|| {
+        Error::failed(format!("recovery point {id} is damaged: a copy in {} is not what was saved", point.display()))
+            .hint("pg-rollback list has others.")
+    })?;
+    Ok((manifest, copies))
+}
+
 /// The newest point of one kind whose copies are all as the manifest says.
 pub fn newest(cluster: &str, kind: &str) -> Option<Vec<Copy>> {
     newest_in(&directory(), cluster, kind)
@@ -226,9 +258,12 @@ fn newest_in(root: &Path, cluster: &str, kind: &str) -> Option<Vec<Copy>> {
     list(root, cluster, kind).iter().rev().find_map(|id| load(&root.join(id)))
 }
 
+fn manifest(point: &Path) -> Option<Manifest> {
+    serde_json::from_slice(&state::read(&point.join("manifest.json"), LIMIT).ok()?).ok()
+}
+
 fn load(point: &Path) -> Option<Vec<Copy>> {
-    let manifest: Manifest = serde_json::from_slice(&state::read(&point.join("manifest.json"), LIMIT).ok()?).ok()?;
-    let copies = manifest.files.into_iter().enumerate().map(|(index, entry)| {
+    let copies = manifest(point)?.files.into_iter().enumerate().map(|(index, entry)| {
         let bytes = state::read(&point.join(index.to_string()), LIMIT).ok()?;
         (sha256(&bytes) == entry.sha256).then_some(Copy { path: entry.path, mode: entry.mode, bytes, tls: entry.tls })
     });

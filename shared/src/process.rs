@@ -369,6 +369,13 @@ pub fn attached_to_segment(id: i64) -> Option<u64> {
     })
 }
 
+/// The tests kill a run before each of its steps in turn, to see that the next run converges; the variable says which.
+pub fn stop_here_for_a_test(step: usize) {
+    if std::env::var("PG_RECOVERY_KILL_BEFORE_STEP").is_ok_and(|n| n == step.to_string()) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

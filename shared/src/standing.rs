@@ -202,7 +202,7 @@ fn listed_as_locked(path: &str) -> bool {
 }
 
 /// Patroni, pg_auto_failover and repmgr decide themselves what runs where, and when it is stopped.
-fn manager(cluster: &Cluster) -> Option<String> {
+pub fn manager(cluster: &Cluster) -> Option<String> {
     running_manager(cluster).map(str::to_owned).or_else(|| {
         // Patroni may be stopped itself; it leaves this file in the data directory.
         let file = cluster.data_directory.join("patroni.dynamic.json");

@@ -7,7 +7,7 @@
 //! belongs to postgres, which is why files are opened without following links and read up to a limit.
 
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -121,7 +121,7 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Replaces a file whole, or leaves the old one as it was.
+/// Replaces a file whole, with exactly this mode, or leaves the old one as it was.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let folder = path.parent().ok_or_else(|| io::Error::other("no folder"))?;
     let name = path.file_name().ok_or_else(|| io::Error::other("no file name"))?;
@@ -134,6 +134,8 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
             .mode(mode)
             .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
             .open(&temporary)?;
+        // Whatever the mask of the process.
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)
@@ -203,6 +205,14 @@ mod tests {
         state.save().unwrap();
         assert_eq!(State::<Score>::load_from(a, b.clone()).value.failures, 4);
         assert!(!b.exists());
+    }
+
+    #[test]
+    fn a_file_gets_the_mode_that_was_asked_for() {
+        let f = folder("mode");
+        // Wider than any mask leaves it.
+        replace(&f.join("x"), b"", 0o666).unwrap();
+        assert_eq!(std::fs::metadata(f.join("x")).unwrap().permissions().mode() & 0o7777, 0o666);
     }
 
     #[test]

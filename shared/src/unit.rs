@@ -103,6 +103,11 @@ pub fn stop(unit: &str) -> Result<()> {
     call(systemctl().args(["stop", "--no-block", "--", unit])).map(drop)
 }
 
+/// Queues a stop and a start.
+pub fn restart(unit: &str) -> Result<()> {
+    call(systemctl().args(["restart", "--no-block", "--", unit])).map(drop)
+}
+
 /// Forgets failures, so that the start limit does not refuse the next start.
 pub fn reset_failed(unit: &str) -> Result<()> {
     call(systemctl().args(["reset-failed", "--", unit])).map(drop)

@@ -273,6 +273,7 @@ var/lib/pg-recovery/evidence/ root 700
 var/lib/pg-recovery/health/ postgres 755
 var/lib/pg-recovery/points/ root 700
 var/lib/pg-recovery/recover/ root 755
+var/lib/pg-recovery/rollback/ root 700
 var/lib/pg-recovery/watchdog/ root 755";
         assert_eq!(found, expected);
     }
@@ -287,6 +288,8 @@ var/lib/pg-recovery/watchdog/ root 755";
             ("pg-health-check", 15),
             ("pg-watchdog", 35),
             ("pg-recovery", 35),
+            ("pg-rollback@config", 35),
+            ("pg-rollback-guard", 35),
             ("pg-backup", 18),
             ("pg-wal-stream", 18),
             ("pg-restore-drill", 18),

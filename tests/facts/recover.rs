@@ -500,7 +500,7 @@ facts_on_both_suites! {
             for step in 1..=steps {
                 ledger.wait_for_commits(20);
                 inject(&host);
-                let killed = host.run(&format!("PG_RECOVER_KILL_BEFORE_STEP={step} pg-recover"));
+                let killed = host.run(&format!("PG_RECOVERY_KILL_BEFORE_STEP={step} pg-recover"));
                 assert!(killed.status == 137, "not killed before step {step}: {killed}");
                 assert_eq!(recover(&host), 0, "after step {step}");
                 ledger.wait_for_commits(20);
@@ -517,7 +517,7 @@ facts_on_both_suites! {
         host.configure(QUICK_LADDER);
         let ledger = host.ledger();
         keep_stopped(&host);
-        let killed = host.run("PG_RECOVER_KILL_BEFORE_STEP=5 pg-recover");
+        let killed = host.run("PG_RECOVERY_KILL_BEFORE_STEP=5 pg-recover");
         assert_eq!(killed.status, 137, "{killed}");
         host.run("systemctl stop stopper");
         host.sh("systemctl start pg-watchdog");

@@ -20,6 +20,16 @@ pub fn inject(host: &Host) -> Output {
     host.run(&format!("systemctl restart {}", host.unit()))
 }
 
+/// A new pair in place of the old one; nobody is told.
+pub fn renew(host: &Host) {
+    make(host, "server.key");
+}
+
+/// A new certificate whose key arrives elsewhere.
+pub fn renew_certificate_alone(host: &Host) {
+    make(host, "lost.key");
+}
+
 fn make(host: &Host, key: &str) {
     let data = host.data_directory();
     let made = host.as_postgres(&format!(

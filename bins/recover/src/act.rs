@@ -21,12 +21,11 @@ use shared::pidfile::{self, LockFile};
 use shared::point::Copy;
 use shared::process::{self, Pidfd, Process};
 use shared::standing::Standing;
-use shared::{Error, Result, ballast, command, point, prestart, socket, standing, state, terminals, unit};
+use shared::{Error, Result, ballast, command, point, prestart, server_log, socket, standing, state, terminals, unit};
 
 use crate::control_file;
 use crate::facts::{self, Facts, Memory};
 use crate::plan::Step;
-use crate::server_log;
 
 /// Crash recovery that moves is waited for this long; after that it is left to itself.
 const LONG_RECOVERY: Duration = Duration::from_secs(600);
@@ -77,7 +76,7 @@ impl Actor<'_> {
         if let Ok(Ok((_, bytes))) = self.cluster.owner.act(|| Control::read(&self.cluster.data_directory)) {
             state::replace(&folder.join("pg_control"), &bytes, 0o600)?;
         }
-        state::replace(&folder.join("server.log"), server_log::tail(self.cluster, None).as_bytes(), 0o600)?;
+        state::replace(&folder.join("server.log"), server_log::written(self.cluster, None).as_bytes(), 0o600)?;
         let mut old: Vec<PathBuf> = std::fs::read_dir(evidence::directory(&self.cluster.name()))?
             .flatten()
             .map(|e| e.path())

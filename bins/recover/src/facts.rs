@@ -162,7 +162,7 @@ pub struct Configuration {
 #[derive(Debug, Default)]
 pub struct Memory {
     /// Length of the server log at our last step: what comes behind it is news.
-    pub log_mark: Option<server_log::Mark>,
+    pub log_mark: Option<shared::server_log::Mark>,
     pub stopped_by_us: bool,
     pub started: bool,
     pub waited: bool,
@@ -268,12 +268,12 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
     let since = memory.log_mark.clone().unwrap_or_else(|| {
         let known =
             |file: &PathBuf| evidence.as_ref().filter(|_| Some(file) == cluster.log_file.as_ref()).map(|e| e.log_size);
-        server_log::lengths(cluster)
+        shared::server_log::lengths(cluster)
             .into_iter()
             .map(|(file, now)| (file.clone(), known(&file).unwrap_or(now)))
             .collect()
     });
-    let log = if down { server_log::tail(cluster, Some(&since)) } else { String::new() };
+    let log = if down { shared::server_log::written(cluster, Some(&since)) } else { String::new() };
     Ok(Facts {
         saved_lock_file: saved_lock_file(cluster, &family),
         stopped_children,
@@ -383,14 +383,9 @@ pub fn connect(cluster: &Cluster, config: &Config, lock_file: &LockFile, patienc
         session.query("SELECT 1", patience).await.map(drop)
     });
     match answer {
-        Err(why) if serves_others(&why) => Ok(()),
+        Err(why) if why.is_ours_alone() => Ok(()),
         answer => answer,
     }
-}
-
-/// It lets others in: our role may not log in here, or the database of the probes does not exist (SQLSTATE 3D000).
-pub fn serves_others(refusal: &Refusal) -> bool {
-    matches!(refusal, Refusal::NotAllowed(_)) || matches!(refusal, Refusal::Server(code, _) if code == "3D000")
 }
 
 pub fn startup_waits(family: &Family) -> bool {

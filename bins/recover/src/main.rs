@@ -13,7 +13,6 @@ mod recovery;
 mod report;
 mod server_log;
 mod turns;
-mod verify;
 
 use std::process::ExitCode;
 

@@ -10,10 +10,12 @@ use shared::evidence::{self, Evidence};
 use shared::exit::{self, Code};
 use shared::lock::Lock;
 use shared::log::{FAULT, LEFT_ALONE, MANUAL, OUTCOME, STEP};
+use shared::process::stop_here_for_a_test;
 use shared::record::{self, Record, StepRecord};
 use shared::standing::{self, Verdict};
 use shared::state::State;
-use shared::{Error, Result, fault, health, terminals};
+use shared::verify::{Unproven, verify};
+use shared::{Error, Result, fault, health, server_log, terminals};
 
 use crate::act::Actor;
 use crate::diagnosis::{Diagnosis, Fault, diagnose};
@@ -22,9 +24,7 @@ use crate::meaning;
 use crate::operator;
 use crate::plan::{Planned, Step, plan};
 use crate::report;
-use crate::server_log;
 use crate::turns::Turns;
-use crate::verify::{Unproven, verify};
 
 /// No ladder is longer; a run that comes here goes round in circles.
 const MOST_STEPS: usize = 12;
@@ -323,10 +323,11 @@ impl<'a> Recovery<'a> {
     fn prove(mut self) -> Code {
         stop_here_for_a_test(self.tried.len() + 1);
         let began = Instant::now();
-        let outcome = verify(&self.cluster, self.config, self.recorded.as_ref());
+        let target = facts::target(&self.cluster, self.config, &self.cluster.lock_file().0);
+        let outcome = verify(&self.cluster, &target, self.recorded.as_ref());
         let ms = began.elapsed().as_millis() as u64;
         let (word, why) = match &outcome {
-            Ok(proof) => ("ok", proof.clone()),
+            Ok(proof) => ("ok", proof.message.clone()),
             Err(Unproven::Silent(why) | Unproven::Lost(why)) => ("failed", why.clone()),
         };
         self.record.steps.push(StepRecord {
@@ -448,11 +449,4 @@ impl<'a> Recovery<'a> {
 /// What is left of a verdict when the cluster is well.
 fn past(verdict: &Verdict) -> Verdict {
     Verdict { recoveries: verdict.recoveries.clone(), reset: verdict.reset.clone(), ..Verdict::default() }
-}
-
-/// The tests kill a run before each of its steps in turn, to see that the next run converges; the variable says which.
-fn stop_here_for_a_test(step: usize) {
-    if std::env::var("PG_RECOVER_KILL_BEFORE_STEP").is_ok_and(|n| n == step.to_string()) {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
-    }
 }

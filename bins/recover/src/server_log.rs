@@ -1,9 +1,5 @@
 //! The end of the server log, and what its last FATAL or PANIC means.
 
-use std::path::PathBuf;
-
-use shared::cluster::Cluster;
-
 use crate::meaning;
 
 /// FATAL lines of sessions, which say nothing about the server.
@@ -38,45 +34,6 @@ pub fn last_failure(text: &str, log_line_prefix: &str) -> Option<(String, Option
         class => class,
     };
     Some((message, class))
-}
-
-/// The file that the server writes to: the collector's newest one, else the one that pg_ctl gave it.
-fn files(cluster: &Cluster) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = cluster.log_file.iter().cloned().collect();
-    if matches!(cluster.setting("logging_collector"), Some("on" | "true" | "yes" | "1")) {
-        let folder = cluster.data_directory.join(cluster.setting("log_directory").unwrap_or("log"));
-        let newest = std::fs::read_dir(folder)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|e| e.path())
-            .max_by_key(|path| std::fs::metadata(path).and_then(|m| m.modified()).ok());
-        files.extend(newest);
-    }
-    files
-}
-
-/// How long each log file was at one moment: what comes behind that was written later.
-pub type Mark = Vec<(PathBuf, u64)>;
-
-pub fn lengths(cluster: &Cluster) -> Mark {
-    let length = |file: &PathBuf| std::fs::metadata(file).map_or(0, |meta| meta.len());
-    let lengths = || files(cluster).into_iter().map(|file| (file.clone(), length(&file))).collect();
-    cluster.owner.act(lengths).unwrap_or_default()
-}
-
-/// The end of the log, at most 64 KiB of each file, as far as it was written after `since`.
-pub fn tail(cluster: &Cluster, since: Option<&Mark>) -> String {
-    let text = cluster.owner.act(|| {
-        let mut text = String::new();
-        for file in files(cluster) {
-            // A file that is not in the mark is younger than the mark.
-            let from = since.and_then(|mark| mark.iter().find(|(marked, _)| *marked == file)).map_or(0, |(_, at)| *at);
-            text.push_str(&shared::server_log::tail(&file, from).unwrap_or_default());
-        }
-        text
-    });
-    text.unwrap_or_default()
 }
 
 #[cfg(test)]

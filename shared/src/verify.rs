@@ -2,15 +2,12 @@
 
 use std::time::Duration;
 
-use shared::client::{Address, Session, Target, retry, runtime};
-use shared::cluster::Cluster;
-use shared::config::Config;
-use shared::control::Lsn;
-use shared::evidence::Evidence;
-use shared::pidfile::LockFile;
-use shared::port;
-
-use crate::facts;
+use crate::client::{Address, Session, Target, retry, runtime};
+use crate::cluster::Cluster;
+use crate::control::Lsn;
+use crate::evidence::Evidence;
+use crate::pidfile::LockFile;
+use crate::port;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -21,16 +18,23 @@ pub enum Unproven {
     Lost(String),
 }
 
-/// `Ok` says what was proven. `recorded` is what was known before anything was done.
-pub fn verify(cluster: &Cluster, config: &Config, recorded: Option<&Evidence>) -> Result<String, Unproven> {
-    let target = facts::target(cluster, config, &cluster.lock_file().0);
+/// What was seen of a server that is well.
+pub struct Proof {
+    /// It committed, or is a standby; if not, our role is not let in, which says nothing about others.
+    pub let_in: bool,
+    pub message: String,
+}
+
+/// Proves it as `target` sees it. `recorded` is what was known before anything was done.
+pub fn verify(cluster: &Cluster, target: &Target, recorded: Option<&Evidence>) -> Result<Proof, Unproven> {
     let failed = |what: &str, why: &dyn std::fmt::Display| Unproven::Silent(format!("{what}: {why}"));
     let runtime = runtime().map_err(|why| failed("no runtime", &why))?;
     let proof = runtime.block_on(async {
-        let session = match retry(|| Session::connect(&target, PATIENCE)).await {
+        let session = match retry(|| Session::connect(target, PATIENCE)).await {
             Ok(session) => session,
-            Err(why) if facts::serves_others(&why) => {
-                return Ok(format!("it answers; no commit was tried, because {why}"));
+            Err(why) if why.is_ours_alone() => {
+                let message = format!("it answers; no commit was tried, because {why}");
+                return Ok(Proof { let_in: false, message });
             }
             Err(why) => return Err(failed("no fresh connection", &why)),
         };
@@ -76,11 +80,12 @@ pub fn verify(cluster: &Cluster, config: &Config, recorded: Option<&Evidence>) -
                 )));
             }
         }
-        Ok(if standby {
+        let message = if standby {
             format!("it is let in and answered; standby, replayed to {lsn}")
         } else {
             format!("it is let in, answered and commits; WAL at {lsn}")
-        })
+        };
+        Ok(Proof { let_in: true, message })
     });
     // A name that is still being looked up must not keep the run from its end.
     runtime.shutdown_background();

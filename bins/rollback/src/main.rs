@@ -1,0 +1,62 @@
+//! rollback: a way back from every change of a cluster's configuration.
+
+mod change;
+mod guard;
+mod points;
+mod rehearsal;
+mod restore;
+mod server;
+
+use std::process::ExitCode;
+
+use shared::args::Args;
+use shared::cluster::Cluster;
+use shared::exit::{self, Code};
+use shared::{Error, Result};
+
+const HELP: &str = "\
+Goes back to an earlier configuration of a PostgreSQL cluster, from the recovery points of this host.
+
+Usage: pg-rollback list                        the recovery points, the newest first
+       pg-rollback show ID                     what going back to this one would change
+       pg-rollback point [REASON]              make one now
+       pg-rollback config [ID]                 back to this one; without an ID to the last good configuration that differs
+       pg-rollback security [ID]               the same for the server's key and certificate
+       pg-rollback guard TIME [-- COMMAND...]  comes back by itself after TIME (10min) unless it is confirmed
+       pg-rollback confirm                     keep what was changed under the guard
+
+Options:
+  --plan               say what would be changed, and change nothing
+  --only FILE          only this file, such as pg_hba.conf; may be given more than once
+  --restart            restart the server if a setting needs it
+  --cluster V/NAME     only this cluster; may be given more than once
+  --config FILE        configuration instead of /etc/pg-recovery/config.toml
+  --json               one JSON document
+  --help, --version
+";
+
+fn main() -> ExitCode {
+    shared::log::init("pg-rollback");
+    exit::with(run())
+}
+
+fn run() -> Result<Code> {
+    let args = Args::parse_with_values(HELP, &["plan", "restart", "watch"], &["only"])?;
+    if !nix::unistd::Uid::effective().is_root() {
+        return Err(Error::with(Code::NoPerm, "recovery points are for root alone").hint("Run it with sudo."));
+    }
+    let config = args.load_config()?;
+    let clusters = Cluster::select(&config, &args.clusters)?;
+    let (word, rest) = args.words.split_first().map_or(("", &[][..]), |(word, rest)| (word.as_str(), rest));
+    match word {
+        "list" => points::list(rest, &args),
+        "show" => points::show(rest, &clusters, &args),
+        "point" => points::make(&rest.join(" "), &clusters),
+        "config" | "security" => restore::run(word, rest, &clusters, &config, &args),
+        "guard" if args.has("watch") => guard::watch(&clusters, &config),
+        "guard" => guard::begin(rest, &clusters, &config),
+        "confirm" => guard::confirm(&clusters, &config),
+        "" => Err(Error::usage("a command is missing").hint("Try --help.")),
+        word => Err(Error::usage(format!("unknown command \"{word}\"")).hint("Try --help.")),
+    }
+}

@@ -1,0 +1,356 @@
+//! A way back from every change of the configuration, and changes that come back by themselves.
+
+use std::time::Duration;
+
+use host::{Host, Suite, facts_on_both_suites, faults};
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// All that a recovery point is about: content, owner and mode of each file.
+fn files(host: &Host) -> String {
+    let (conf, data) = (host.configuration_directory(), host.data_directory());
+    host.sh(&format!(
+        "find {conf} {data}/postgresql.auto.conf -type f | sort | while read -r file; do \
+         echo \"$file $(stat -c '%U %a' $file) $(sha256sum < $file)\"; done"
+    ))
+}
+
+fn points(host: &Host, kind: &str) -> Vec<String> {
+    let list = host.json("pg-rollback list --json");
+    let points = list["points"].as_array().expect("it is a list");
+    points.iter().filter(|p| p["kind"] == kind).map(|p| p["id"].as_str().expect("a name").to_string()).collect()
+}
+
+fn boot(suite: Suite) -> Host {
+    let host = Host::boot(suite);
+    host.wait_until("the first recovery point is made", SOON, || !points(&host, "good").is_empty());
+    host
+}
+
+fn conf(host: &Host, name: &str) -> host::File {
+    host.file(&format!("{}/{name}", host.configuration_directory()))
+}
+
+fn lock_everybody_out(host: &Host) {
+    conf(host, "pg_hba.conf").write("local all all reject\nhost all all all reject\n");
+}
+
+facts_on_both_suites! {
+    fn a_change_is_listed_shown_and_put_back_under_a_server_that_runs_on(suite: Suite) {
+        let host = boot(suite);
+        let (before, postmaster) = (files(&host), host.postmaster_pid());
+        let ledger = host.ledger();
+        host.psql("ALTER SYSTEM SET work_mem = '7MB'");
+        conf(&host, "pg_hba.conf").append("host all mallory all trust");
+        conf(&host, "conf.d/new.conf").write("maintenance_work_mem = '99MB'\n");
+        host.psql("SELECT pg_reload_conf()");
+        let changed = files(&host);
+
+        let plan = host.sh("pg-rollback config --plan");
+        for word in ["-host all mallory all trust", "remove /etc/postgresql/", "conf.d/new.conf, which was not there", "work_mem"] {
+            assert!(plan.contains(word), "{plan}");
+        }
+        assert_eq!(files(&host), changed);
+        let output = host.run("pg-rollback config");
+        assert!(output.success(), "{output}");
+        assert_eq!(files(&host), before);
+        assert_eq!(host.psql("SHOW work_mem"), "4MB");
+        assert_eq!(host.psql("SHOW maintenance_work_mem"), "64MB");
+        assert_eq!(host.psql("SELECT count(*) FROM pg_hba_file_rules WHERE 'mallory' = ANY (user_name)"), "0");
+        assert_eq!(host.postmaster_pid(), postmaster);
+        ledger.wait_for_commits(20);
+        ledger.stop_and_check().assert_nothing_lost();
+
+        // What was undone is not lost either.
+        let undone = points(&host, "before").remove(0);
+        assert!(host.sh(&format!("pg-rollback show {undone}")).contains("+host all mallory all trust"));
+        assert!(host.run(&format!("pg-rollback config {undone} --only pg_hba.conf")).success());
+        assert_eq!(host.psql("SELECT count(*) FROM pg_hba_file_rules WHERE 'mallory' = ANY (user_name)"), "1");
+        assert_eq!(host.psql("SHOW work_mem"), "4MB");
+    }
+
+    fn each_of_ten_changes_comes_back(suite: Suite) {
+        let host = boot(suite);
+        let before = files(&host);
+        type Change = fn(&Host);
+        let changes: [Change; 10] = [
+            |h| conf(h, "postgresql.conf").append("log_connections = on"),
+            |h| conf(h, "postgresql.conf").append("a line that nobody can read"),
+            |h| conf(h, "postgresql.conf").write(""),
+            |h| conf(h, "postgresql.conf").remove(),
+            |h| conf(h, "pg_hba.conf").append("local all all trust"),
+            |h| conf(h, "pg_hba.conf").write(vec![0; 4096]),
+            |h| conf(h, "pg_ident.conf").append("map somebody postgres"),
+            |h| conf(h, "conf.d/zz.conf").write("work_mem = '1MB'\n"),
+            |h| { h.sh(&format!("chmod 666 {}/pg_hba.conf", h.configuration_directory())); },
+            |h| { h.psql("ALTER SYSTEM SET work_mem = '9MB'"); },
+        ];
+        for (index, change) in changes.iter().enumerate() {
+            change(&host);
+            assert_ne!(files(&host), before, "change {index}");
+            let output = host.run("pg-rollback config");
+            assert!(output.success(), "change {index}: {output}");
+            assert_eq!(files(&host), before, "change {index}");
+            assert_eq!(host.psql("SHOW work_mem"), "4MB");
+        }
+        let output = host.run("pg-rollback config");
+        assert!(output.success() && output.stdout.contains("nothing to do"), "{output}");
+    }
+
+    fn what_the_server_would_not_start_with_is_refused_and_nothing_is_changed(suite: Suite) {
+        let host = boot(suite);
+        let before = files(&host);
+        conf(&host, "postgresql.conf").append("shared_buffers = 'a lot'");
+        let bad = host.sh("pg-rollback point 'a bad day'");
+        assert!(host.run("pg-rollback config").success());
+        let output = host.run(&format!("pg-rollback config {bad}"));
+        assert_eq!(output.status, 1, "{output}");
+        assert!(output.stderr.contains("invalid value for parameter \"shared_buffers\""), "{output}");
+        assert_eq!(files(&host), before);
+        assert!(host.sh("ls /run/pg-recovery").lines().all(|name| !name.starts_with("rollback")));
+    }
+
+    fn going_back_to_what_locks_everybody_out_is_undone(suite: Suite) {
+        let host = boot(suite);
+        let before = files(&host);
+        let ledger = host.ledger_of_fresh_sessions();
+        lock_everybody_out(&host);
+        let bad = host.sh("pg-rollback point");
+        assert!(host.run("pg-rollback config").success());
+        let output = host.run(&format!("pg-rollback config {bad}"));
+        assert_eq!(output.status, 1, "{output}");
+        assert!(output.stderr.contains("has the configuration that it had"), "{output}");
+        assert_eq!(files(&host), before);
+        assert_eq!(host.psql("SELECT 1"), "1");
+        ledger.wait_for_commits(20);
+        ledger.stop_and_check().assert_nothing_lost();
+    }
+
+    fn a_file_that_the_server_refuses_is_undone(suite: Suite) {
+        let host = boot(suite);
+        let before = files(&host);
+        conf(&host, "pg_hba.conf").append("hots all all 10.0.0.0/8 scram-sha-256");
+        let bad = host.sh("pg-rollback point");
+        assert!(host.run("pg-rollback config").success());
+        let output = host.run(&format!("pg-rollback config {bad}"));
+        assert_eq!(output.status, 1, "{output}");
+        assert!(output.stderr.contains("pg_hba.conf was not reloaded"), "{output}");
+        assert_eq!(files(&host), before);
+    }
+
+    fn a_run_killed_before_any_of_its_steps_is_undone_and_done_by_the_next(suite: Suite) {
+        let host = boot(suite);
+        let before = files(&host);
+        let ledger = host.ledger();
+        for step in 1..=5 {
+            host.psql("ALTER SYSTEM SET work_mem = '7MB'");
+            conf(&host, "pg_hba.conf").append("host all mallory all trust");
+            let changed = files(&host);
+            let killed = host.run(&format!("PG_RECOVERY_KILL_BEFORE_STEP={step} pg-rollback config"));
+            assert_eq!(killed.status, 137, "step {step}: {killed}");
+            // Neither mixed for good nor for the next run to take for the last word.
+            if step == 3 {
+                assert!(files(&host) != before && files(&host) != changed);
+            }
+            let output = host.run("pg-rollback config");
+            assert!(output.success(), "after step {step}: {output}");
+            assert_eq!(files(&host), before, "after step {step}");
+            assert_eq!(host.psql("SHOW work_mem"), "4MB", "after step {step}");
+        }
+        ledger.stop_and_check().assert_nothing_lost();
+    }
+
+    fn a_key_and_certificate_that_belong_together_come_back(suite: Suite) {
+        let host = boot(suite);
+        faults::c5_tls_key::prepare(&host);
+        host.wait_until_accepting(SOON);
+        let served = || {
+            let ask = "openssl s_client -starttls postgres -connect 127.0.0.1:5432 </dev/null 2>/dev/null";
+            host.sh(&format!("{ask} | openssl x509 -noout -fingerprint"))
+        };
+        let first = served();
+        host.wait_until("the pair is in a point", SOON, || {
+            let list = host.json("pg-rollback list --json");
+            list["points"][0]["files"].as_array().is_some_and(|f| f.iter().any(|f| f["path"].to_string().contains("server.key")))
+        });
+        // A renewal, and nothing wrong with it.
+        faults::c5_tls_key::renew(&host);
+        host.sh(&format!("systemctl reload {}", host.unit()));
+        host.wait_until("the new one is served", SOON, || served() != first);
+        let output = host.run("pg-rollback security");
+        assert!(output.success(), "{output}");
+        assert_eq!(served(), first, "{output}\n{}", host.sh("pg-rollback list"));
+        assert_eq!(host.file(&format!("{}/server.key", host.data_directory())).mode() & 0o777, 0o600);
+        let key = host.file(&format!("{}/server.key", host.data_directory())).read();
+        assert!(!output.stderr.contains(key.lines().nth(1).expect("it has lines")), "a key is shown to nobody");
+
+        // Only half of a pair: the server refuses it, and goes on with what it has.
+        host.sh(&format!("cp {0}/server.key /root/good.key", host.data_directory()));
+        faults::c5_tls_key::renew_certificate_alone(&host);
+        let half = host.sh("pg-rollback point");
+        assert!(host.run("pg-rollback security").success());
+        let output = host.run(&format!("pg-rollback security {half}"));
+        assert_eq!(output.status, 1, "{output}");
+        assert!(output.stderr.contains("SSL configuration was not reloaded"), "{output}");
+        assert_eq!(served(), first);
+        host.sh(&format!("cmp {0}/server.key /root/good.key", host.data_directory()));
+    }
+
+    fn a_setting_that_needs_a_restart_is_named_and_restarted_for_only_when_that_is_asked(suite: Suite) {
+        let host = boot(suite);
+        let good = points(&host, "good").remove(0);
+        host.psql("ALTER SYSTEM SET max_connections = 61");
+        host.sh(&format!("systemctl restart {}", host.unit()));
+        host.wait_until_accepting(SOON);
+        let postmaster = host.postmaster_pid();
+        let output = host.run(&format!("pg-rollback config {good}"));
+        assert!(output.success() && output.stderr.contains("max_connections only after systemctl restart"), "{output}");
+        assert_eq!((host.postmaster_pid(), host.psql("SHOW max_connections")), (postmaster, "61".into()));
+        host.psql("ALTER SYSTEM SET max_connections = 61");
+        let ledger = host.ledger();
+        ledger.wait_for_commits(20);
+        let output = host.run(&format!("pg-rollback config {good} --restart"));
+        assert!(output.success(), "{output}");
+        assert_eq!(host.psql("SHOW max_connections"), "100");
+        ledger.wait_for_commits(20);
+        ledger.stop_and_check().assert_nothing_lost();
+        assert_eq!(host.recoveries(), Vec::<serde_json::Value>::new(), "nobody else had to help");
+    }
+
+    fn a_restart_that_fails_is_undone_and_the_server_is_brought_back(suite: Suite) {
+        let host = boot(suite);
+        let before = files(&host);
+        let ledger = host.ledger();
+        // No host has that much, and postgres -C does not ask.
+        conf(&host, "conf.d/memory.conf").write("shared_buffers = 900GB\n");
+        let bad = host.sh("pg-rollback point");
+        assert!(host.run("pg-rollback config").success());
+        let output = host.run(&format!("pg-rollback config {bad} --restart"));
+        assert_eq!(output.status, 1, "{output}");
+        assert!(output.stderr.contains("systemd says that the start failed"), "{output}");
+        assert_eq!(files(&host), before);
+        ledger.wait_for_commits_within(20, SOON);
+        assert_eq!(host.psql("SHOW shared_buffers"), "128MB");
+        ledger.stop_and_check().assert_nothing_lost();
+    }
+
+    fn a_server_that_is_down_gets_its_files_back_and_is_not_started(suite: Suite) {
+        let host = boot(suite);
+        let before = files(&host);
+        host.sh("systemctl stop pg-watchdog.service pg-health-check.timer");
+        host.operator_stops("postgresql.service");
+        host.wait_for_state(&host.unit(), "inactive", SOON);
+        conf(&host, "pg_hba.conf").append("host all mallory all trust");
+        assert!(host.start_and_wait("pg-rollback@config.service").success());
+        assert_eq!((files(&host), host.state_of(&host.unit())), (before, "inactive".into()));
+        host.journal_of("pg-rollback").says("it does not run");
+    }
+
+    fn the_unit_takes_every_cluster_back_and_leaves_alone_what_is_well(suite: Suite) {
+        let host = boot(suite);
+        let second = host.create_cluster("second");
+        host.wait_until("both have a point", SOON, || points(&host, "good").iter().any(|id| id.contains("second")));
+        let before = files(&host);
+        conf(&host, "pg_hba.conf").append("host all mallory all trust");
+        let output = host.start_and_wait("pg-rollback@config.service");
+        assert!(output.success(), "{output}\n{}", host.sh("journalctl -u pg-rollback@config.service"));
+        assert_eq!(files(&host), before);
+        let journal = host.journal_of("pg-rollback");
+        journal.says(&format!("cluster {} is as in its last good recovery points", second.name()));
+    }
+
+    fn a_change_under_guard_comes_back_unless_it_is_confirmed(suite: Suite) {
+        let host = boot(suite);
+        let before = files(&host);
+        let ledger = host.ledger();
+        assert!(host.run("pg-rollback guard 5s").success());
+        lock_everybody_out(&host);
+        host.sh(&format!("systemctl reload {}", host.unit()));
+        host.wait_until("everybody is locked out", SOON, || !host.try_psql("SELECT 1").success());
+        host.wait_until("it came back", SOON, || files(&host) == before);
+        host.wait_until_accepting(SOON);
+        host.wait_until("the guard is over", SOON, || host.state_of("pg-rollback-guard.service") == "inactive");
+        host.journal_of("pg-rollback").says("a change under guard was not confirmed in time");
+        ledger.stop_and_check().assert_nothing_lost();
+
+        let output = host.run(&format!(
+            "pg-rollback guard 1h -- sh -c \"echo work_mem = 9MB > {}/conf.d/new.conf; systemctl reload {}\"",
+            host.configuration_directory(),
+            host.unit()
+        ));
+        assert!(output.success(), "{output}");
+        assert_eq!(host.run("pg-rollback guard 1h").status, 64, "one at a time");
+        assert_eq!(host.state_of("pg-rollback-guard.service"), "active");
+        let output = host.run("pg-rollback confirm");
+        assert!(output.success(), "{output}");
+        host.wait_until("the guard is over", SOON, || host.state_of("pg-rollback-guard.service") == "inactive");
+        assert_eq!(host.psql("SHOW work_mem"), "9MB");
+        assert_eq!(host.run("pg-rollback confirm").status, 64);
+    }
+
+    fn a_command_under_guard_that_fails_or_harms_comes_back_at_once(suite: Suite) {
+        let host = boot(suite);
+        let before = files(&host);
+        let folder = host.configuration_directory();
+        let reload = format!("systemctl reload {}", host.unit());
+        for (command, why) in [
+            (format!("echo work_mem = 9MB > {folder}/conf.d/new.conf; exit 3"), "ended with exit status: 3"),
+            (format!("echo nonsense >> {folder}/postgresql.conf"), "it would not start with its configuration"),
+            (format!("echo local all all reject > {folder}/pg_hba.conf; {reload}; sleep 0.5"), "no commit was tried"),
+            (format!("rm {folder}/pg_hba.conf; systemctl restart {}", host.unit()), "ended with exit status: 1"),
+        ] {
+            let output = host.run(&format!("pg-rollback guard 1h -- sh -c '{command}'"));
+            assert_eq!(output.status, 1, "{command}: {output}");
+            assert!(output.stderr.contains(why), "{command}: {output}");
+            assert_eq!(files(&host), before, "{command}");
+            host.wait_until_accepting(SOON);
+            host.wait_until("the guard is over", SOON, || host.state_of("pg-rollback-guard.service") == "inactive");
+        }
+    }
+
+    fn a_guard_outlasts_a_reboot(suite: Suite) {
+        let host = boot(suite);
+        let before = files(&host);
+        assert!(host.run("pg-rollback guard 20s").success());
+        host.psql("ALTER SYSTEM SET max_connections = 61");
+        host.power_cut_and_boot();
+        host.wait_until_accepting(SOON);
+        host.wait_until("it came back", SOON, || files(&host) == before);
+        host.wait_until("it runs with it", SOON, || host.try_psql("SHOW max_connections").stdout.trim() == "100");
+    }
+
+    fn wrong_input_is_answered_clearly_and_changes_nothing(suite: Suite) {
+        let host = boot(suite);
+        let before = files(&host);
+        conf(&host, "pg_hba.conf").append("# a change");
+        let changed = files(&host);
+        for (words, status, says) in [
+            ("", 64, "a command is missing"),
+            ("back", 64, "unknown command"),
+            ("config yesterday", 64, "there is no recovery point"),
+            ("config ../../../etc", 64, "there is no recovery point"),
+            ("show", 64, "show takes the ID"),
+            ("config --only nothing.conf", 64, "has no file nothing.conf"),
+            ("config --cluster 99/none", 64, "cannot find cluster 99/none"),
+            ("guard", 64, "guard takes a time"),
+            ("guard soon", 64, "is no time"),
+            ("guard 30d", 64, "is no time"),
+            ("confirm", 64, "no guard is in force"),
+        ] {
+            let output = host.run(&format!("pg-rollback {words}"));
+            assert_eq!(output.status, status, "{words}: {output}");
+            assert!(output.stderr.contains(says), "{words}: {output}");
+        }
+        for words in ["list", "config", "point", "guard 1h"] {
+            let output = host.as_postgres(&format!("pg-rollback {words}"));
+            assert_eq!(output.status, 77, "{words}: {output}");
+        }
+        // A copy that was tampered with is not believed.
+        let good = points(&host, "good").remove(0);
+        host.sh(&format!("echo x >> /var/lib/pg-recovery/points/{good}/0"));
+        let output = host.run(&format!("pg-rollback config {good}"));
+        assert!(output.status == 1 && output.stderr.contains("is damaged"), "{output}");
+        assert_eq!(files(&host), changed);
+        assert_ne!(changed, before);
+    }
+}
