@@ -145,6 +145,8 @@ facts_on_both_suites! {
         for step in 1..=5 {
             host.psql("ALTER SYSTEM SET work_mem = '7MB'");
             conf(&host, "pg_hba.conf").append("host all mallory all trust");
+            host.psql("SELECT pg_reload_conf()");
+            host.wait_until("it has been read", SOON, || host.psql("SHOW work_mem") == "7MB");
             let changed = files(&host);
             let killed = host.run(&format!("PG_RECOVERY_KILL_BEFORE_STEP={step} pg-rollback config"));
             assert_eq!(killed.status, 137, "step {step}: {killed}");

@@ -85,8 +85,8 @@ impl<'a> Server<'a> {
         loop {
             match self.ask("SELECT pg_conf_load_time()") {
                 Ok(loaded) if loaded != self.loaded => break,
-                // The rules that are in force from now on do not let us in, or those that were did not.
-                Err(why) if why.is_ours_alone() && self.loaded.is_none() && began.elapsed() > UNSEEN => break,
+                // The rules that are in force from now on do not let us in.
+                Err(why) if why.is_ours_alone() && began.elapsed() > UNSEEN => break,
                 answer if began.elapsed() > RELOAD => {
                     let seen = answer.err().map_or("the old settings".to_string(), |why| why.to_string());
                     return Err(Error::failed(format!(
