@@ -114,6 +114,16 @@ pub struct Health {
     pub forecast_warn: Duration,
     #[serde(deserialize_with = "duration")]
     pub forecast_fail: Duration,
+    /// Age of the last good base backup.
+    #[serde(deserialize_with = "duration")]
+    pub backup_warn: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub backup_fail: Duration,
+    /// How long no WAL was received for the backups.
+    #[serde(deserialize_with = "duration")]
+    pub stream_warn: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub stream_fail: Duration,
     pub application: Option<Application>,
 }
 
@@ -142,6 +152,10 @@ impl Default for Health {
             certificate_fail: Duration::from_secs(3 * 86_400),
             forecast_warn: Duration::from_secs(86_400),
             forecast_fail: Duration::from_secs(3600),
+            backup_warn: Duration::from_secs(26 * 3600),
+            backup_fail: Duration::from_secs(50 * 3600),
+            stream_warn: Duration::from_secs(15 * 60),
+            stream_fail: Duration::from_secs(3600),
             application: None,
         }
     }
@@ -319,6 +333,17 @@ pub struct Backup {
     /// Bytes a second that a base backup may read; 0B for no limit.
     #[serde(deserialize_with = "bytes")]
     pub max_rate: u64,
+    /// What must be true of a cluster that a drill has restored.
+    pub drill_queries: Vec<DrillQuery>,
+}
+
+/// One statement that returns one row with one column, which is true.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct DrillQuery {
+    /// `health.database` when absent.
+    pub database: Option<String>,
+    pub query: String,
 }
 
 impl Default for Backup {
@@ -331,6 +356,7 @@ impl Default for Backup {
             leave_free: 10,
             slot_max: 2 << 30,
             max_rate: 0,
+            drill_queries: Vec::new(),
         }
     }
 }
@@ -423,6 +449,10 @@ impl Config {
             ("health.certificate_fail", h.certificate_fail, "1s", "3650d"),
             ("health.forecast_warn", h.forecast_warn, "0s", "4d"),
             ("health.forecast_fail", h.forecast_fail, "0s", "4d"),
+            ("health.backup_warn", h.backup_warn, "1s", "3650d"),
+            ("health.backup_fail", h.backup_fail, "1s", "3650d"),
+            ("health.stream_warn", h.stream_warn, "1s", "3650d"),
+            ("health.stream_fail", h.stream_fail, "1s", "3650d"),
             ("watchdog.restart_window", w.restart_window, "1s", "7d"),
             ("watchdog.quiet", w.quiet, "1s", "7d"),
             ("watchdog.heartbeat", w.heartbeat, "100ms", "60s"),
@@ -466,8 +496,14 @@ impl Config {
             let keys = ["watchdog.sessions.slots_relief", "watchdog.sessions.slots_full"];
             return Err((keys.map(String::from).to_vec(), why.into()));
         }
-        if h.query_warn > h.query_fail {
-            return contradicts("health.query_warn", "must not be above health.query_fail".into());
+        for (key, warn, fail) in [
+            ("health.query_warn", h.query_warn, h.query_fail),
+            ("health.backup_warn", h.backup_warn, h.backup_fail),
+            ("health.stream_warn", h.stream_warn, h.stream_fail),
+        ] {
+            if warn > fail {
+                return contradicts(key, format!("must not be above {}", key.replace("_warn", "_fail")));
+            }
         }
         if h.xid_age_warn > h.xid_age_fail || h.xid_age_fail > 2_000_000_000 {
             return contradicts(
@@ -505,6 +541,9 @@ impl Config {
         // What a slot keeps back as a matter of course: the segment that is being received, and the one before it.
         if b.slot_max < 64 << 20 {
             return refuse("backup.slot_max", "must be at least 64MB".into());
+        }
+        if b.drill_queries.iter().any(|one| one.query.trim().is_empty()) {
+            return refuse("backup.drill_queries", "a query is empty".into());
         }
         // pg_basebackup(1), --max-rate.
         if b.max_rate != 0 && !(32 << 10..=1 << 30).contains(&b.max_rate) {
@@ -713,6 +752,8 @@ mod tests {
             ("[health]\nprepared_transaction_warn = \"0min\"", "line 2, key health.prepared_transaction_warn"),
             ("[health]\nforecast_warn = \"5d\"", "line 2, key health.forecast_warn"),
             ("[health]\nforecast_warn = \"30min\"", "line 2, key health.forecast_warn"),
+            ("[health]\nbackup_warn = \"51h\"", "line 2, key health.backup_warn"),
+            ("[health]\n\nstream_fail = \"10min\"", "line 3, key health.stream_warn"),
             ("[watchdog]\nheartbeat = \"0s\"", "line 2, key watchdog.heartbeat"),
             ("[watchdog]\nrestart_window = \"0s\"", "line 2, key watchdog.restart_window"),
             ("[watchdog.sessions]\nidle = \"0s\"", "line 2, key watchdog.sessions.idle"),
@@ -722,6 +763,7 @@ mod tests {
             ("[recover]\nfast_stop_timeout = \"301s\"", "line 2, key recover.fast_stop_timeout"),
             ("[recover]\nstart_timeout = \"1h\"", "line 2, key recover.start_timeout"),
             ("[recover]\nmax_attempts = 0", "line 2, key recover.max_attempts"),
+            ("[backup]\ndrill_queries = [{ query = \" \" }]", "line 2, key backup.drill_queries"),
             ("[[cluster]]\nname = \"16-red\"\nunit = \"x\"", "line 2, key cluster 16/red"),
         ] {
             let e = parse(&[("a", ""), ("c", text), ("d", "mode = \"heal\"")]).unwrap_err();

@@ -136,6 +136,7 @@ pub struct Health {
     pub rehearsal: Rehearsal,
     pub replay: Replay,
     pub startup: Startup,
+    pub backups: Backups,
 }
 
 /// The last time the server's program read the configuration files without starting a server.
@@ -153,6 +154,18 @@ pub struct Rehearsal {
 pub struct Replay {
     pub lsn: String,
     pub since: Stamp,
+}
+
+/// What pg-backup should have seen to. Nothing is known while it has nothing to do here.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Backups {
+    /// Since when there is a primary to back up.
+    pub wanted: Stamp,
+    /// When the stream had last received everything that was written one pass earlier.
+    pub received: Stamp,
+    /// How far WAL was written at that moment, in bytes from its beginning.
+    pub written: u64,
 }
 
 /// A server that is starting: the traces that its startup process leaves while it moves.

@@ -1,6 +1,7 @@
 //! What the programs of pg-recovery have in common.
 
 pub mod args;
+pub mod backup;
 pub mod ballast;
 pub mod client;
 pub mod clock;
@@ -23,6 +24,7 @@ pub mod pause;
 pub mod pidfile;
 pub mod point;
 pub mod port;
+pub mod pressure;
 pub mod prestart;
 pub mod process;
 pub mod record;

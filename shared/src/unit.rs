@@ -119,6 +119,12 @@ pub fn is_masked_by_link(unit: &str) -> bool {
     folders.iter().any(|folder| std::fs::read_link(folder.join(unit)).is_ok_and(|to| to == Path::new("/dev/null")))
 }
 
+/// Whether it is started together with this target, as the link says that `systemctl enable` makes; systemd is not asked.
+pub fn is_enabled_by_link(unit: &str, target: &str) -> bool {
+    let folders = ["/etc/systemd/system", "/run/systemd/system"].map(Path::new);
+    folders.iter().any(|folder| folder.join(format!("{target}.wants")).join(unit).symlink_metadata().is_ok())
+}
+
 /// The control group of a unit that runs or is being started (systemd.slice(5) for the name of an instance's slice).
 pub fn control_group(unit: &str) -> Option<PathBuf> {
     let stem = unit.split('@').next().unwrap_or(unit);

@@ -3,12 +3,16 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use host::{Host, Signal, Status, Suite, facts_on_both_suites};
+use host::{Host, Signal, Status, Suite, facts_on_both_suites, faults};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
 const TWO_MINUTES: Duration = Duration::from_secs(120);
 const FOLDER: &str = "/var/backups/pg-recovery";
+const CALM: &str = "[health]\npressure_warn = 100\nmemory_warn = 100\nmemory_fail = 100\n";
+
+/// A base backup takes a minute.
+const SLOW: &str = "[backup]\nmax_rate = \"512kB\"";
 
 /// The backups of the main cluster, the oldest first.
 fn backups(host: &Host) -> Vec<Value> {
@@ -34,6 +38,8 @@ fn wait_for_stream(host: &Host) {
 
 fn protected(suite: Suite) -> Host {
     let host = Host::boot_with_backups(suite);
+    // A drill would wait for whatever else is at work on the computer that runs the tests.
+    host.configure(CALM);
     wait_for_backup(&host);
     wait_for_stream(&host);
     host
@@ -42,6 +48,8 @@ fn protected(suite: Suite) -> Host {
 /// Writes WAL that fills the rest of a segment; returns the path of what was received of it, and where in it it begins.
 #[track_caller]
 fn whole_segment(host: &Host) -> (String, usize) {
+    // At the very beginning of a segment PostgreSQL 15 still names the one before it.
+    host.psql("SELECT pg_logical_emit_message(false, 'test', 'x')");
     let place = host.psql("SELECT file_name, file_offset FROM pg_walfile_name_offset(pg_current_wal_lsn())");
     let (name, offset) = place.split_once('|').expect("two columns");
     host.psql("SELECT pg_logical_emit_message(false, 'test', repeat('x', 100000)); SELECT pg_switch_wal();");
@@ -55,6 +63,45 @@ fn flip(host: &Host, path: &str, at: usize) {
     let mut bytes = host.file(path).read_bytes();
     bytes[at] ^= 0x10;
     host.file(path).write(bytes);
+}
+
+/// Leaves `pg-backup now` running, and waits until it copies.
+#[track_caller]
+fn begin_backup(host: &Host, unit: &str) -> i32 {
+    let pid = host.run_as_unit(unit, "postgres", "exec pg-backup now");
+    host.wait_until("a base backup is being made", SOON, || {
+        host.try_psql("SELECT 1 FROM pg_stat_replication WHERE state = 'backup'").stdout.trim() == "1"
+    });
+    pid
+}
+
+/// Leaves a restore running that stops itself when it makes this system call; its pid.
+#[track_caller]
+fn restore_until(host: &Host, unit: &str, call: &str) -> i32 {
+    let trace = format!("strace -o /tmp/{unit}.trace -e trace={call} -e inject={call}:signal=STOP:when=1");
+    let command = format!("{trace} pg-backup restore --to /srv/restored >/tmp/{unit} 2>&1; echo $? >>/tmp/{unit}");
+    host.run_as_unit(unit, "postgres", &command);
+    host.wait_until("the restore has stopped", SOON, || {
+        host.run(&format!("grep --quiet 'stopped by SIGSTOP' /tmp/{unit}.trace")).success()
+    });
+    let group = format!("/sys/fs/cgroup/system.slice/{unit}.service/cgroup.procs");
+    let find = format!("for pid in $(cat {group}); do grep -qx pg-backup /proc/$pid/comm && echo $pid; done; true");
+    host.sh(&find).parse().expect("there is one")
+}
+
+/// Drills, and returns its exit status and the verdict on the newest backup.
+fn drill(host: &Host) -> (i32, Value) {
+    host.start_and_wait("pg-restore-drill.service");
+    let status = host.property_of("pg-restore-drill.service", "ExecMainStatus").parse().expect("a number");
+    assert!(!host.file(&format!("{}/drill", folder(host))).exists(), "what was restored is removed");
+    (status, backups(host).pop().expect("there is one")["drilled"].clone())
+}
+
+/// What `pg-health-check` says under this name; nothing, where it says nothing.
+fn check(host: &Host, name: &str) -> Option<(String, String)> {
+    let checks = host.json("pg-health-check --json")["clusters"][0]["checks"].clone();
+    let check = checks.as_array()?.iter().find(|check| check["name"] == name)?.clone();
+    Some((check["status"].as_str()?.into(), check["message"].as_str()?.into()))
 }
 
 /// Starts the restored server the way `restore` says, and returns how to ask it.
@@ -174,25 +221,19 @@ facts_on_both_suites! {
 
     fn a_backup_holds_up_neither_a_restart_nor_a_recovery_and_leaves_nothing_when_it_fails(suite: Suite) {
         let host = protected(suite);
-        host.configure("[backup]\nmax_rate = \"512kB\"");
-        let begin = |unit: &str| {
-            host.run_as_unit(unit, "postgres", "exec pg-backup now");
-            host.wait_until("a base backup is being made", SOON, || {
-                host.try_psql("SELECT 1 FROM pg_stat_replication WHERE state = 'backup'").stdout.trim() == "1"
-            });
-        };
+        host.configure(SLOW);
         let failed = |unit: &str| {
             host.wait_until("the backup has given up", SOON, || host.state_of(unit) != "active");
             assert_eq!(host.sh(&format!("ls {}/base | wc -l", folder(&host))), "1", "what was begun is removed");
         };
-        begin("first");
+        begin_backup(&host, "first");
         assert_eq!(host.run("pg-backup now").status, 75, "two at a time");
         let began = Instant::now();
         host.sh(&format!("systemctl restart {}", host.unit()));
         assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
         host.wait_until_accepting(SOON);
         failed("first");
-        begin("second");
+        begin_backup(&host, "second");
         host.signal(host.postmaster_pid(), Signal::SIGKILL);
         host.wait_for_journal("pg-watchdog", "accepts connections again", SOON);
         failed("second");
@@ -231,5 +272,258 @@ facts_on_both_suites! {
         assert!(output.status == 1 && output.stderr.contains("cannot back up cluster"), "{output}");
         host.sh("pg-backup verify");
         assert_eq!(host.sh(&format!("ls {}/base | wc -l", folder(&host))), "1");
+    }
+
+    fn of_two_restores_into_one_empty_directory_one_goes_on_and_is_whole(suite: Suite) {
+        let host = protected(suite);
+        host.psql("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS id");
+        host.sh("install -d -o postgres -m 700 /srv/restored");
+        // Both have found the directory empty; one has made it its own.
+        let late = restore_until(&host, "late", "mkdir,mkdirat");
+        let first = restore_until(&host, "first", "syncfs");
+        let goes_on = |pid: i32, unit: &str| {
+            host.signal(pid, Signal::SIGCONT);
+            host.wait_until("the restore has ended", SOON, || !host.is_alive(pid));
+            host.wait_until("its status is known", SOON, || host.sh(&format!("tail -n 1 /tmp/{unit}")).len() == 1);
+            host.sh(&format!("cat /tmp/{unit}"))
+        };
+        assert!(host.file("/srv/restored/recovery.signal").exists());
+        let said = goes_on(late, "late");
+        assert!(said.contains("another restore writes into it") && said.ends_with("\n1"), "{said}");
+        let third = host.run("pg-backup restore --to /srv/restored");
+        assert!(!third.success() && third.stderr.contains("it is not empty"), "{third}");
+        let said = goes_on(first, "first");
+        assert!(said.ends_with("\n0"), "{said}");
+        let ask = start_restored(&host, &said);
+        assert_eq!(ask("SELECT count(*) FROM kept"), "1000");
+    }
+
+    fn a_restore_works_from_a_volume_that_went_read_only(suite: Suite) {
+        let host = Host::boot(suite);
+        let _disk = host.attach_disk(FOLDER, 300);
+        host.sh(&format!("chown postgres: {FOLDER}; chmod 700 {FOLDER}"));
+        host.sh("systemctl unmask pg-wal-stream.service; systemctl start pg-wal-stream.service");
+        host.psql("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS id");
+        host.sh("pg-backup now");
+        wait_for_stream(&host);
+        host.sh(&format!("systemctl stop pg-wal-stream.service; mount -o remount,ro {FOLDER}"));
+        let output = host.run("pg-backup now");
+        assert!(output.status == 1 && output.stderr.contains("Read-only file system"), "{output}");
+        let said = host.sh("pg-backup restore --to /var/lib/postgresql/restored");
+        let ask = start_restored(&host, &said);
+        assert_eq!(ask("SELECT count(*) FROM kept"), "1000");
+        host.sh(&format!("mount -o remount,rw {FOLDER}; pg-backup verify"));
+        assert!(host.is_accepting());
+    }
+
+    fn the_age_of_the_last_good_backup_is_an_alarm_of_two_levels_that_starts_no_recovery(suite: Suite) {
+        let host = protected(suite);
+        let levels = |warn: &str, fail: &str| {
+            host.configure(&format!("{CALM}backup_warn = \"{warn}\"\nbackup_fail = \"{fail}\"\n"));
+            check(&host, "backup").unwrap_or_else(|| panic!("no check"))
+        };
+        assert_eq!(levels("26h", "50h").0, "ok");
+        host.wait_until("it is two seconds old", SOON, || levels("2s", "50h").0 == "warning");
+        let (status, message) = levels("1s", "2s");
+        assert!(status == "critical" && message.contains("the last good backup"), "{message}");
+        host.sh("systemctl start pg-health-check.service || true");
+        let counted = host.json("pg-health-check --json")["clusters"][0].clone();
+        assert!(counted["status"] == "critical" && counted["failures"] == 0, "{counted}");
+        assert_eq!(host.state_of("pg-recovery.service"), "inactive");
+        // One that is not good does not count.
+        host.sh("systemctl stop pg-backup.timer");
+        let base = host.sh(&format!("ls {}/base/*/base.tar.zst", folder(&host)));
+        let middle = host.file(&base).read_bytes().len() / 2;
+        flip(&host, &base, middle);
+        host.run("pg-backup verify");
+        let (status, message) = levels("26h", "50h");
+        assert!(status == "ok" && message.contains("there is no good backup"), "it has its time: {message}");
+        host.wait_until("and then no more", SOON, || levels("1s", "50h").0 == "warning");
+        // Stopped is not switched off.
+        assert!(check(&host, "backup").is_some());
+        for (off, on) in [("disable", "enable"), ("mask", "unmask")] {
+            host.sh(&format!("systemctl {off} pg-backup.timer"));
+            assert_eq!(check(&host, "backup"), None, "{off}");
+            host.sh(&format!("systemctl {on} pg-backup.timer"));
+            assert!(check(&host, "backup").is_some(), "{on}");
+        }
+        host.sh("systemctl stop pg-backup.timer pg-wal-stream.service");
+        faults::s6_dead_volume::inject(&host, FOLDER);
+        let (status, message) = check(&host, "backup").expect("a check");
+        assert!(status == "unknown" && message.contains("gave no answer"), "{message}");
+        assert_eq!(check(&host, "write").expect("a check").0, "ok", "it holds up nothing else");
+        host.sh("systemctl stop dead-volume.service");
+    }
+
+    fn a_stream_that_stands_still_is_an_alarm_and_one_that_is_behind_is_none(suite: Suite) {
+        let host = protected(suite);
+        let levels = |warn: &str, fail: &str| {
+            host.configure(&format!("{CALM}stream_warn = \"{warn}\"\nstream_fail = \"{fail}\"\n"));
+        };
+        levels("1s", "1h");
+        let is = |status: &str, says: &str| {
+            host.wait_until(&format!("{status}: {says}"), SOON, || {
+                host.sh("systemctl reset-failed pg-health-check.service; systemctl start pg-health-check.service || true");
+                check(&host, "wal_stream").is_some_and(|(is, said)| is == status && said.contains(says))
+            });
+        };
+        is("ok", "received as it is written");
+        host.sh("pkill --signal STOP --exact pg_receivewal");
+        is("warning", "but nothing new");
+        levels("1s", "2s");
+        is("critical", "but nothing new");
+        assert_eq!(host.state_of("pg-recovery.service"), "inactive");
+        host.sh("pkill --signal CONT --exact pg_receivewal");
+        is("ok", "received as it is written");
+        host.sh("systemctl stop pg-wal-stream.service");
+        is("critical", "no WAL has been received");
+        host.sh("systemctl disable pg-wal-stream.service");
+        assert_eq!(check(&host, "wal_stream"), None);
+        host.sh("systemctl enable --now pg-wal-stream.service");
+        is("ok", "received as it is written");
+    }
+
+    fn what_the_configuration_asks_of_a_restored_cluster_must_be_true(suite: Suite) {
+        let host = protected(suite);
+        host.psql("CREATE TABLE orders AS SELECT generate_series(1, 1000) AS id");
+        host.psql("CREATE DATABASE app");
+        host.sh("pg-backup now");
+        let ask = |queries: &str| host.configure(&format!("{CALM}[backup]\ndrill_queries = [{queries}]\n"));
+        let said = || host.journal_of("pg-backup").to_string();
+        ask("{ query = \"SELECT count(*) = 1000 FROM orders\" }, { database = \"app\", query = \"SELECT true\" }");
+        let (status, verdict) = drill(&host);
+        assert!(status == 0 && verdict["good"] == true, "{verdict}");
+        // True of the cluster, and not of what was restored: it is a guest that takes no clients by TCP.
+        ask("{ query = \"SELECT current_setting('listen_addresses') <> ''\" }");
+        let (status, verdict) = drill(&host);
+        let why = verdict["error"].as_str().unwrap_or_default().to_string();
+        assert!(status == 1 && why.contains("the query \"SELECT current_setting('listen_addresses')") && why.contains("\"f\""), "{verdict}");
+        // One that is wrong itself says nothing about the backup.
+        let (status, again) = {
+            ask("{ query = \"SELECT count(*) > 0 FROM ordres\" }");
+            drill(&host)
+        };
+        assert!(status == 1 && again == verdict, "{again}");
+        assert!(said().contains("ordres") && said().contains("it is to be corrected"), "{}", said());
+        // Nor may it change anything.
+        ask("{ query = \"WITH gone AS (DELETE FROM orders RETURNING 1) SELECT count(*) > 0 FROM gone\" }");
+        assert_eq!(drill(&host).0, 1);
+        assert_eq!(host.psql("SELECT count(*) FROM orders"), "1000");
+        assert!(said().contains("read-only transaction"), "{}", said());
+    }
+
+    fn a_drill_lets_a_busy_host_go_first(suite: Suite) {
+        let host = protected(suite);
+        for (property, value) in [("Nice", "19"), ("IOSchedulingClass", "3"), ("MemoryMax", "1073741824")] {
+            assert_eq!(host.property_of("pg-restore-drill.service", property), value, "{property}");
+        }
+        // Whatever else this computer has to do, the host sees what is written here. A sandbox has a /proc of its own.
+        let pressure = |io: &str| {
+            let line = |share: &str| format!("some avg10={share} avg60=0.00 avg300=0.00 total=1\\n");
+            for (kind, share) in [("cpu", "0.00"), ("memory", "0.00"), ("io", io)] {
+                host.sh(&format!("printf '{}' >/tmp/{kind}", line(share)));
+            }
+        };
+        pressure("90.00");
+        host.sh("chmod 644 /tmp/cpu /tmp/memory /tmp/io; for k in cpu memory io; do mount --bind /tmp/$k /proc/pressure/$k; done");
+        host.configure("[health]\npressure_warn = 60\n");
+        host.run_as_unit("by-hand", "postgres", "exec pg-backup drill");
+        host.wait_for_journal("pg-backup", "lets others go first: tasks wait for io", SOON);
+        assert!(!host.file(&format!("{}/drill", folder(&host))).exists(), "nothing is restored meanwhile");
+        assert_eq!((host.state_of("by-hand.service").as_str(), backups(&host)[0]["drilled"].is_null()), ("active", true));
+        pressure("10.00");
+        host.wait_until("it is drilled", TWO_MINUTES, || backups(&host)[0]["drilled"]["good"] == true);
+    }
+
+    fn the_verdict_of_a_drill_is_about_the_backup_and_nothing_else(suite: Suite) {
+        let host = protected(suite);
+        host.sh("systemctl stop pg-backup.timer");
+        let (segment, _) = whole_segment(&host);
+        whole_segment(&host);
+        let bad = |what: &str, says: &str| {
+            let (status, verdict) = drill(&host);
+            let why = verdict["error"].as_str().unwrap_or_default();
+            assert!(status == 1 && verdict["good"] == false && why.contains(says), "{what}: {verdict}");
+        };
+        let good = |what: &str| {
+            let (status, verdict) = drill(&host);
+            assert!(status == 0 && verdict["good"] == true, "{what}: {verdict}");
+        };
+        good("as it is");
+        host.sh(&format!("mv {segment} /tmp/segment"));
+        bad("without a segment", "WAL could be replayed to");
+        host.sh(&format!("mv /tmp/segment {segment}"));
+        good("with it again");
+        let base = host.sh(&format!("ls {}/base/*/base.tar.zst", folder(&host)));
+        let middle = host.file(&base).read_bytes().len() / 2;
+        flip(&host, &base, middle);
+        bad("a flipped byte of the base backup", "base.tar.zst");
+        flip(&host, &base, middle);
+        good("flipped back");
+        // What follows is no fault of the backup, and no verdict on it.
+        let no_verdict = |says: &str| {
+            let before = backups(&host)[0]["drilled"].clone();
+            let (status, verdict) = drill(&host);
+            assert!(status == 1 && verdict == before, "{verdict}");
+            assert!(host.journal_of("pg-backup").contains(says), "{}", host.journal_of("pg-backup"));
+        };
+        let info = host.sh(&format!("ls {}/base/*/backup.json", folder(&host)));
+        let version = |from: &str, to: &str| host.sh(&format!("sed -i 's/\"version\": {from}/\"version\": {to}/' {info}"));
+        version(host.version(), "14");
+        no_verdict("it is of PostgreSQL 14");
+        version("14", host.version());
+        // A volume that is too small for it.
+        host.sh("systemctl stop pg-wal-stream.service");
+        host.sh(&format!("mv {FOLDER} {FOLDER}.moved; mkdir {FOLDER}"));
+        host.attach_disk(FOLDER, 160);
+        host.sh(&format!("chown postgres: {FOLDER}; chmod 700 {FOLDER}; cp -a {FOLDER}.moved/. {FOLDER}"));
+        host.sh(&format!("fallocate --length $(($(df --output=avail -B1 {FOLDER} | tail -1) - 20000000)) {FOLDER}/full"));
+        no_verdict("cannot restore backup");
+    }
+
+    fn a_backup_that_is_killed_or_runs_out_of_room_leaves_the_next_one_a_clean_place(suite: Suite) {
+        let host = protected(suite);
+        host.sh("systemctl stop pg-backup.timer");
+        host.configure(SLOW);
+        let whole = || host.sh(&format!("ls {}/base | grep -c 'Z$'", folder(&host)));
+        let pid = begin_backup(&host, "killed");
+        host.signal(pid, Signal::SIGKILL);
+        host.wait_until("pg_basebackup has gone with it", SOON, || !host.run("pgrep --exact pg_basebackup").success());
+        assert_eq!(whole(), "1");
+        host.configure(CALM);
+        host.sh("pg-backup now");
+        assert_eq!((whole().as_str(), host.sh(&format!("ls {}/base | wc -l", folder(&host))).as_str()), ("2", "2"));
+        // Somebody else fills the volume while it is being made.
+        host.sh("systemctl stop pg-wal-stream.service");
+        host.sh(&format!("mv {FOLDER} {FOLDER}.moved; mkdir {FOLDER}"));
+        host.attach_disk(FOLDER, 300);
+        host.sh(&format!("chown postgres: {FOLDER}; chmod 700 {FOLDER}; cp -a {FOLDER}.moved/. {FOLDER}"));
+        host.configure(SLOW);
+        begin_backup(&host, "crowded");
+        host.sh(&format!("fallocate --length $(($(df --output=avail -B1 {FOLDER} | tail -1) - 4000000)) {FOLDER}/full"));
+        host.wait_for_journal("pg-backup", "% free", SOON);
+        host.wait_until("it has given up", SOON, || host.state_of("crowded.service") != "active");
+        assert_eq!(host.sh(&format!("ls {}/base | wc -l", folder(&host))), "2", "what was begun is removed");
+        host.sh(&format!("rm {FOLDER}/full; pg-backup verify"));
+        assert!(host.is_accepting());
+    }
+
+    fn a_stream_that_is_interrupted_goes_on_without_a_gap(suite: Suite) {
+        let host = protected(suite);
+        let pid = || host.sh("pgrep --exact pg_receivewal");
+        for how in ["pkill --signal KILL --exact pg_receivewal", "systemctl kill --signal=KILL pg-wal-stream.service"] {
+            let before = pid();
+            host.sh(how);
+            whole_segment(&host);
+            wait_for_stream(&host);
+            assert_ne!(pid(), before, "{how}");
+        }
+        host.psql("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'pg_recovery'");
+        whole_segment(&host);
+        wait_for_stream(&host);
+        host.sh("pg-backup verify");
+        let newest = backups(&host).pop().expect("there is one");
+        assert!(newest["wal_gap"] == false && newest["good"] == true, "{newest}");
+        assert_eq!(host.sh(&format!("ls {}/wal | wc -l", folder(&host))), "1", "it is one run");
     }
 }

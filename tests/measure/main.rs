@@ -2,11 +2,12 @@
 //!
 //! `cargo run --release -p tests --bin measure -- trixie 20` (or `bookworm`), with a third word only the faults whose
 //! name contains it; `-- trixie idle 600` measures pg-watchdog over so many idle seconds instead, and
-//! `-- trixie check 20 SCRIPT` one pass of pg-health-check against one of a shell script that does the same work. Run it on
-//! a quiet computer: what else runs there is in the figures.
+//! `-- trixie check 20 SCRIPT` one pass of pg-health-check against one of a shell script that does the same work, and
+//! `-- trixie backup 10 2000` pg-backup against pg_basebackup alone, of a cluster with so many megabytes more than an empty
+//! one. Run it on a quiet computer: what else runs there is in the figures.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use host::{Host, Ledger, Suite, faults, poll_until};
 
@@ -31,6 +32,10 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        ["backup", runs, megabytes] => match (runs.parse(), megabytes.parse()) {
+            (Ok(runs @ 1..), Ok(megabytes)) => backups(suite, runs, megabytes),
+            _ => usage(),
+        },
         [runs] => runs.parse().map_or_else(|_| usage(), |runs| downtimes(suite, runs, "")),
         [runs, only] => runs.parse().map_or_else(|_| usage(), |runs| downtimes(suite, runs, only)),
         _ => usage(),
@@ -38,7 +43,7 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: measure bookworm|trixie RUNS [FAULT] | idle SECONDS | check RUNS SCRIPT");
+    eprintln!("usage: measure bookworm|trixie RUNS [FAULT] | idle SECONDS | check RUNS SCRIPT | backup RUNS MEGABYTES");
     ExitCode::from(64)
 }
 
@@ -210,4 +215,77 @@ fn one_pass(host: &Host, unit: &str) -> (Duration, Duration) {
     assert_eq!(number("ExecMainStatus"), 0, "{}", host.run(&format!("journalctl -u {unit} -n 20")));
     let wall = number("ExecMainExitTimestampMonotonic") - number("ExecMainStartTimestampMonotonic");
     (Duration::from_nanos(number("CPUUsageNSec")), Duration::from_micros(wall))
+}
+
+/// `pg-backup now` against `pg_basebackup` with the same options, in turns, of the same cluster: how fast, and what memory
+/// pg-backup takes itself. It reads all again to verify it, which pg_basebackup does not; the copy alone has a row of its own.
+fn backups(suite: Suite, runs: usize, megabytes: u64) -> ExitCode {
+    let host = Host::boot(suite);
+    host.sh("systemctl stop pg-watchdog.service pg-health-check.timer");
+    host.psql("CREATE TABLE filler (id bigint, text text)");
+    for part in 0..megabytes.div_ceil(100) {
+        // Some 8000 rows are a megabyte; compression makes a half of it.
+        let rows = 8000 * (megabytes - 100 * part).min(100);
+        host.psql(&format!(
+            "INSERT INTO filler SELECT i, repeat(md5(i::text), 2) FROM generate_series(1, {rows}) AS i"
+        ));
+    }
+    host.psql("CHECKPOINT");
+    let size: f64 = host.psql("SELECT sum(pg_tablespace_size(oid)) FROM pg_tablespace").parse().expect("a number");
+    let (alone, ours) =
+        ("/var/backups/pg-recovery/alone", format!("/var/backups/pg-recovery/{}-main/base", host.version()));
+    let bare = format!(
+        "runuser -u postgres -- {} --pgdata {alone} --format=tar --compress=client-zstd --wal-method=stream \
+         --manifest-checksums=SHA256 --checkpoint=fast --no-password",
+        host.main_cluster().program("pg_basebackup")
+    );
+    let (mut bares, mut copies, mut wholes, mut peak) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    for run in 0..=runs {
+        host.sh(&format!("rm -rf {alone} {ours}/*; sync"));
+        let began = Instant::now();
+        host.sh(&bare);
+        let of_bare = began.elapsed();
+        host.sh(&format!("rm -rf {alone}; sync"));
+        let began = Instant::now();
+        let pid = host.run_as_unit("measured", "postgres", "exec pg-backup now");
+        // Of this process, without those that it starts; the highest so far (proc_pid_status(5)).
+        let status = host.file(&format!("/proc/{pid}/status"));
+        let high = || {
+            let text = std::fs::read_to_string(status.path()).ok()?;
+            text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+        };
+        let _ = poll_until(Duration::from_secs(3600), || match high() {
+            Some(high) => {
+                peak = peak.max(high);
+                None
+            }
+            None => Some(()),
+        });
+        let whole = began.elapsed();
+        let info = host.sh(&format!("cat {ours}/*/backup.json"));
+        let info: serde_json::Value = serde_json::from_str(&info).expect("one backup was made");
+        assert!(info["verified"]["error"].is_null() && info["verified"].is_object(), "it is not good: {info}");
+        let at = |what: &str| info[what]["boot"].as_f64().expect("a number");
+        // The first has everything read from the disk.
+        if run > 0 {
+            bares.push(of_bare);
+            copies.push(Duration::from_secs_f64(at("finished") - at("started")));
+            wholes.push(whole);
+        }
+    }
+    println!(
+        "| suite | of {:.0} MB | runs | time: median, worst | MB/s of the cluster | own memory at most |",
+        size / 1e6
+    );
+    println!("|---|---|---|---|---|---|");
+    for (what, times, memory) in [
+        ("`pg_basebackup`", &mut bares, String::new()),
+        ("`pg-backup now`, the copy", &mut copies, String::new()),
+        ("`pg-backup now`, verified", &mut wholes, format!("{:.1} MB", peak as f64 / 1024.0)),
+    ] {
+        let both = median_and_worst(times);
+        let speed = size / 1e6 / times[times.len() / 2].as_secs_f64();
+        println!("| {} | {what} | {runs} | {both} | {speed:.0} | {memory} |", suite.name());
+    }
+    ExitCode::SUCCESS
 }

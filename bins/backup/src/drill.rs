@@ -1,4 +1,5 @@
-//! The proof: the newest backup restored beside the backups, all WAL replayed, every database checked, removed again.
+//! The proof: the newest backup restored beside the backups, all WAL replayed, every database checked, what the
+//! configuration asks answered, removed again.
 //!
 //! The server that is started for it is reached through a socket in a folder of its own only, archives nothing, replicates
 //! nothing, and runs nothing that the configuration of the cluster would have run.
@@ -9,24 +10,30 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use shared::client::{Address, Refusal, Target};
+use shared::client::{Address, Refusal, Rows, Target};
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
-use shared::config::Config;
+use shared::config::{Config, DrillQuery};
 use shared::control::Lsn;
 use shared::exit::Code;
-use shared::{Error, Result, process};
+use shared::{Error, Result, command, pressure, process};
 
 use crate::manifest::Manifest;
 use crate::restore::{self, Point};
 use crate::server::{self, STREAM, Server};
 use crate::store::{Base, Store, Verdict, remove_tree};
-use crate::{child, now};
+use crate::{child, now, verify};
 
 const PORT: u16 = 5432;
 const LOOK: Duration = Duration::from_millis(200);
 /// How long the stream may take to receive what the server has written by now.
 const CATCH_UP: Duration = Duration::from_secs(30);
+/// How long a query of the configuration may take.
+const QUERY: Duration = Duration::from_secs(3600);
+/// And how long of the cluster itself, which it is a load for.
+const LIVE_QUERY: Duration = Duration::from_secs(60);
+/// How long a busy host is waited for; a backup that nobody has tried is no better than a drill that is in the way.
+const LET_PASS: Duration = Duration::from_secs(3600);
 
 /// What is given to the server: on the command line, where it wins over what ALTER SYSTEM wrote.
 const SETTINGS: &[&str] = &[
@@ -53,6 +60,7 @@ const SETTINGS: &[&str] = &[
     "shared_buffers=32MB",
     "huge_pages=off",
     "max_connections=20",
+    "max_parallel_workers=0",
     "max_prepared_transactions=1000",
     "autovacuum=off",
     "jit=off",
@@ -71,8 +79,10 @@ pub fn all(clusters: &[Cluster], config: &Config, id: Option<&str>) -> Result<Co
             log::info!(PG_CLUSTER = store.cluster; "there is no backup of cluster {} yet, no drill", store.cluster);
             return Ok(Code::Ok);
         }
+        let_pass(&store, config);
         let _reading = store.reading()?;
         let mut base = store.base(id)?;
+        can_start(cluster, &base)?;
         let size = Manifest::read(&base.path).map_or(base.info.cluster_bytes, |manifest| manifest.size());
         let room = store.room(config.backup.leave_free)?;
         // WAL that is replayed makes files larger, and writes WAL of its own.
@@ -114,6 +124,53 @@ pub fn all(clusters: &[Cluster], config: &Config, id: Option<&str>) -> Result<Co
     })
 }
 
+/// A backup from before an upgrade is no worse because the programs of its version are gone.
+fn can_start(cluster: &Cluster, base: &Base) -> Result<()> {
+    let program = cluster.bin_directory.join("postgres");
+    let out = command::run(Command::new(&program).arg("--version"), Duration::from_secs(10))
+        .map_err(|e| Error::failed(format!("could not run {}: {e}", program.display())))?;
+    match major(&out.stdout) {
+        Some(version) if version == base.info.version => Ok(()),
+        _ => Err(Error::failed(format!(
+            "cannot restore backup {} of cluster {} to see: it is of PostgreSQL {}, and {} is {}",
+            base.id,
+            cluster.name(),
+            base.info.version,
+            program.display(),
+            out.stdout.trim()
+        ))
+        .hint("Make a backup of the present version: pg-backup now")),
+    }
+}
+
+/// `postgres (PostgreSQL) 17.6 (Debian 17.6-0+deb13u1)`
+fn major(version: &str) -> Option<u32> {
+    let number = version.split_once("(PostgreSQL) ")?.1;
+    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// Waits until the host is not busy with something else, and no longer than there is patience for.
+fn let_pass(store: &Store, config: &Config) {
+    let limit = f64::from(config.health.pressure_warn);
+    let busy =
+        || pressure::KINDS.into_iter().find(|kind| pressure::some(kind, "avg10").is_some_and(|share| share > limit));
+    let began = Instant::now();
+    let mut said = false;
+    while let Some(kind) = busy() {
+        if began.elapsed() >= LET_PASS {
+            log::warn!(PG_CLUSTER = store.cluster; "the host has been busy for {} min, the drill of cluster {} goes on all the same",
+                LET_PASS.as_secs() / 60, store.cluster);
+            return;
+        }
+        if !said {
+            log::info!(PG_CLUSTER = store.cluster; "the drill of cluster {} lets others go first: tasks wait for {kind} \
+                (health.pressure_warn)", store.cluster);
+            said = true;
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
 enum Stop {
     /// The backup is not good.
     Bad(String),
@@ -141,6 +198,32 @@ struct Drill<'a> {
     seconds: Option<f64>,
 }
 
+/// What a query gave.
+#[derive(Debug, PartialEq)]
+enum Answer {
+    True,
+    Otherwise(String),
+    /// None in time, or the server was lost.
+    Nothing(String),
+}
+
+fn answer(rows: Result<Rows, Refusal>) -> Answer {
+    match rows {
+        // query_canceled
+        Err(Refusal::Server(code, why)) if code == "57014" => Answer::Nothing(why),
+        Err(why @ Refusal::Server(..)) => Answer::Otherwise(why.to_string()),
+        Err(why) => Answer::Nothing(why.to_string()),
+        Ok(rows) => match rows.as_slice() {
+            [row] => match row.as_slice() {
+                [Some(value)] if value == "t" => Answer::True,
+                [value] => Answer::Otherwise(format!("\"{}\" instead of true", value.as_deref().unwrap_or("null"))),
+                row => Answer::Otherwise(format!("{} columns instead of one", row.len())),
+            },
+            rows => Answer::Otherwise(format!("{} rows instead of one", rows.len())),
+        },
+    }
+}
+
 /// What the restored server must have.
 struct Expected {
     lsn: Lsn,
@@ -155,7 +238,11 @@ impl Drill<'_> {
         fs::create_dir_all(self.scratch).map_err(interrupted)?;
         let data = self.scratch.join("data");
         let began = Instant::now();
-        restore::put(self.store, base, &Point::Latest, &data).map_err(|why| Stop::Bad(why.message))?;
+        restore::put(self.store, base, &Point::Latest, &data).map_err(|why| match verify::check(self.store, base) {
+            // It can be read, but not be written there.
+            Ok(()) => Stop::Interrupted(why),
+            Err(_) => Stop::Bad(why.message),
+        })?;
         let mut server = self.start(&data).map_err(Stop::Interrupted)?;
         let outcome = self.examine(&mut server, began, &expected);
         child::stop(&mut server, Signal::SIGINT);
@@ -168,6 +255,10 @@ impl Drill<'_> {
         let wal = self.store.wal(info.system, info.timeline, info.segment_size);
         let received = wal.complete_from(info.end.0 / info.segment_size) * info.segment_size;
         let mut expected = Expected { lsn: Lsn(info.end.0.max(received)), beat: None };
+        // Where a segment is missing although WAL goes on behind it.
+        if wal.gap_from(info.end.0 / info.segment_size).is_some() {
+            expected.lsn.0 += 1;
+        }
         let Ok(live) = Server::ask(self.cluster) else { return Ok(expected) };
         if (live.system, live.timeline) != (info.system, info.timeline) || now::cannot(&live).is_some() {
             return Ok(expected);
@@ -175,7 +266,8 @@ impl Drill<'_> {
         let beat = self.beat(&self.target());
         let Ok(live) = Server::ask(self.cluster) else { return Ok(expected) };
         let sql =
-            format!("SELECT write_lsn >= '{}' FROM pg_stat_replication WHERE application_name = '{STREAM}'", live.lsn);
+            // Unknown until it has told for the first time, ten seconds after its start.
+            format!("SELECT coalesce(write_lsn >= '{}', false) FROM pg_stat_replication WHERE application_name = '{STREAM}'", live.lsn);
         let deadline = Instant::now() + CATCH_UP;
         loop {
             let rows = server::query(self.cluster, &sql).unwrap_or_default();
@@ -273,10 +365,12 @@ impl Drill<'_> {
 
     fn examine(&mut self, server: &mut Child, began: Instant, expected: &Expected) -> Result<(), Stop> {
         let replayed = loop {
-            if let Ok(Some(status)) = server.try_wait() {
+            let ended = server.try_wait();
+            // A server that ends for want of room says nothing about the backup.
+            self.has_room().map_err(Stop::Interrupted)?;
+            if let Ok(Some(status)) = ended {
                 return Err(Stop::Bad(format!("the restored server ended ({status}): {}", self.complaint())));
             }
-            self.has_room().map_err(Stop::Interrupted)?;
             let sql = "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()";
             match server::ask(&self.scratch_target("postgres"), sql) {
                 Ok(rows) => {
@@ -302,6 +396,7 @@ impl Drill<'_> {
                 return Err(Stop::Bad(format!("pgrecovery.heartbeat has beat {restored:?} instead of {beat}")));
             }
         }
+        let_pass(self.store, self.config);
         let mut command = child::of(self.cluster, "pg_amcheck");
         command.arg("--host").arg(self.scratch).args(["--port", &PORT.to_string()]);
         command.args(["--username", &self.cluster.owner.name, "--no-password"]);
@@ -312,7 +407,44 @@ impl Drill<'_> {
             if room.is_err() { Err(Error::failed("")) } else { Ok(()) }
         });
         room.map_err(Stop::Interrupted)?;
-        checked.map_err(|why| Stop::Bad(why.message))
+        checked.map_err(|why| Stop::Bad(why.message))?;
+        self.config.backup.drill_queries.iter().try_for_each(|query| self.must_be_true(query))
+    }
+
+    /// Asks a query of the configuration. One that is not true of the cluster itself either says nothing about the backup.
+    fn must_be_true(&self, query: &DrillQuery) -> Result<(), Stop> {
+        let database = query.database.as_deref().unwrap_or(&self.config.health.database);
+        let what = format!("the query \"{}\" in database {database}", query.query);
+        let interrupted = |why: String, hint: &str| {
+            let text = format!("the drill of cluster {} did not come to its end: {what} {why}", self.store.cluster);
+            Err(Stop::Interrupted(Error::failed(text).hint(hint)))
+        };
+        let key = "It is in drill_queries, section backup of /etc/pg-recovery/config.toml.";
+        match self.ask(self.scratch_target(database), &query.query, QUERY)? {
+            Answer::True => Ok(()),
+            Answer::Nothing(why) => interrupted(format!("gives no answer: {why}"), key),
+            Answer::Otherwise(why) => {
+                let (directory, port) = server::socket(self.cluster);
+                match self.ask(self.reach(directory, port, database), &query.query, LIVE_QUERY)? {
+                    Answer::Otherwise(live) => interrupted(
+                        format!("gives {why}, and of the cluster itself {live}: it is to be corrected"),
+                        key,
+                    ),
+                    _ => Err(Stop::Bad(format!("{what} gives {why}"))),
+                }
+            }
+        }
+    }
+
+    /// Room is looked after meanwhile, for temporary files take it.
+    fn ask(&self, target: Target, sql: &str, patience: Duration) -> Result<Answer, Stop> {
+        let sql = sql.to_string();
+        let asked = std::thread::spawn(move || server::read_only(&target, &sql, patience));
+        while !asked.is_finished() {
+            self.has_room().map_err(Stop::Interrupted)?;
+            std::thread::sleep(LOOK);
+        }
+        Ok(answer(asked.join().unwrap_or_else(|_| Err(Refusal::Broken("no answer".into())))))
     }
 
     /// Why the server took a place for the end of WAL.
@@ -321,5 +453,39 @@ impl Drill<'_> {
         let text = String::from_utf8_lossy(&log);
         let at = text.lines().take_while(|line| !line.contains("redo done at")).last().unwrap_or_default();
         at.rsplit_once("LOG: ").map_or(at, |(_, what)| what).trim().to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_true_by_one_row_of_one_column_only() {
+        let row = |values: &[Option<&str>]| values.iter().map(|value| value.map(String::from)).collect::<Vec<_>>();
+        assert_eq!(answer(Ok(vec![row(&[Some("t")])])), Answer::True);
+        for (rows, text) in [
+            (vec![], "0 rows instead of one"),
+            (vec![row(&[Some("t")]), row(&[Some("t")])], "2 rows instead of one"),
+            (vec![row(&[Some("t"), Some("t")])], "2 columns instead of one"),
+            (vec![row(&[Some("f")])], "\"f\" instead of true"),
+            (vec![row(&[None])], "\"null\" instead of true"),
+            (vec![row(&[Some("7")])], "\"7\" instead of true"),
+        ] {
+            assert_eq!(answer(Ok(rows)), Answer::Otherwise(text.to_string()));
+        }
+        let server = |code: &str| answer(Err(Refusal::Server(code.into(), String::new())));
+        assert!(matches!(server("42P01"), Answer::Otherwise(_)), "there is no such table");
+        assert!(
+            matches!(server("57014"), Answer::Nothing(_))
+                && matches!(answer(Err(Refusal::Timeout)), Answer::Nothing(_))
+        );
+    }
+
+    #[test]
+    fn the_version_of_a_server_is_what_it_says() {
+        assert_eq!(major("postgres (PostgreSQL) 17.6 (Debian 17.6-0+deb13u1)\n"), Some(17));
+        assert_eq!(major("postgres (PostgreSQL) 18beta1"), Some(18));
+        assert_eq!(major("bash: no such file"), None);
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use shared::backup::OLDEST;
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
 use shared::config::Config;
@@ -15,8 +16,6 @@ use crate::server::{self, Server};
 use crate::store::{self, Base, Info, PARTIAL, Store};
 use crate::{child, expire, verify};
 
-/// The first with zstd and with manifests in tar format.
-const OLDEST: u32 = 15;
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// A backup that was missed is made up for after this time, whatever the clock says.

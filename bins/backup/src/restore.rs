@@ -1,13 +1,15 @@
 //! The way back: a base backup into a new or empty directory, and the settings with which PostgreSQL replays the WAL to the
 //! wanted point when it starts there.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use shared::args::Args;
 use shared::cluster::{Cluster, parse_line};
 use shared::control::Lsn;
@@ -146,19 +148,59 @@ fn may_write(cluster: &Cluster, to: &Path) -> Result<PathBuf> {
     Ok(canonical)
 }
 
+/// A directory that nobody else restores into.
+struct Claim {
+    /// It was made for this.
+    is_new: bool,
+    /// Of the directory itself, whatever name somebody else knows it by. The kernel gives it back when its holder dies.
+    _alone: Option<Flock<File>>,
+}
+
+impl Claim {
+    /// Makes the directory where it is missing, and looks again whether it is empty: nobody but the holder of the lock
+    /// fills it from then on.
+    fn of(data: &Path) -> Result<Claim, String> {
+        let is_new = !data.exists();
+        let text = |e: std::io::Error| e.to_string();
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(data).map_err(text)?;
+        let flags = libc::O_DIRECTORY | libc::O_CLOEXEC;
+        let folder = File::options().read(true).custom_flags(flags).open(data).map_err(text)?;
+        let inode = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        let locked = inode(folder.metadata().map_err(text)?);
+        let alone = match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+            Ok(held) => Some(held),
+            Err((_, Errno::EWOULDBLOCK)) => return Err("another restore writes into it".into()),
+            // Over NFS only what is open for writing can be locked (flock(2)), which no directory is.
+            Err((_, e)) => {
+                log::warn!("could not lock {}: {}; going on as if nobody else wrote there", data.display(), e.desc());
+                None
+            }
+        };
+        // Another restore that has failed since has removed the one that is locked here.
+        let is_it = fs::metadata(data).map(inode).map_err(text)? == locked;
+        if !is_it || fs::read_dir(data).map_err(text)?.next().is_some() {
+            return Err("another restore has just written into it".into());
+        }
+        Ok(Claim { is_new, _alone: alone })
+    }
+}
+
 /// Restores; removes what it has written when it fails.
 pub fn put(store: &Store, base: &Base, point: &Point, data: &Path) -> Result<Manifest> {
+    let claim = Claim::of(data).map_err(|why| {
+        let text = format!("cannot restore cluster {} into {}: {why}", store.cluster, data.display());
+        Error::failed(text).hint("The directory must be empty, and belong to postgres or lie in one that does.")
+    })?;
     let tablespaces = tablespaces(data);
     if tablespaces.exists() {
         return Err(Error::failed(format!("cannot restore tablespaces into {}: it exists", tablespaces.display())));
     }
-    let was_there = data.exists();
     let done = write(store, base, point, data, &tablespaces);
     if done.is_err() {
         for entry in fs::read_dir(data).into_iter().flatten().flatten() {
             let _ = fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path()));
         }
-        if !was_there {
+        if claim.is_new {
             let _ = fs::remove_dir(data);
         }
         let _ = store::remove_tree(&tablespaces);
@@ -178,7 +220,7 @@ fn write(store: &Store, base: &Base, point: &Point, data: &Path, tablespaces: &P
         Error::failed(text).hint("The directory must belong to postgres, or lie in one that does.")
     };
     let size = Manifest::read(&base.path).map_err(failed)?.size();
-    let room = store::room(data.parent().unwrap_or(data), 0)?;
+    let room = store::room(data, 0)?;
     if room < size {
         return Err(failed(format!("it needs {} MB, and {} MB are free there", size >> 20, room >> 20)));
     }
@@ -197,7 +239,7 @@ fn write(store: &Store, base: &Base, point: &Point, data: &Path, tablespaces: &P
     let text = settings(&fs::read_to_string(&auto).unwrap_or_default(), store, base, point);
     fs::write(&auto, text).map_err(io)?;
     fs::write(data.join("recovery.signal"), "").map_err(io)?;
-    nix::unistd::syncfs(fs::File::open(data).map_err(io)?.as_fd())?;
+    nix::unistd::syncfs(File::open(data).map_err(io)?.as_fd())?;
     Ok(manifest)
 }
 
@@ -293,6 +335,25 @@ mod tests {
         let Point::Time(seconds, text) = Point::time("2026-11-25 13:37:00.5+01").unwrap() else { panic!() };
         assert_eq!((seconds, text.as_str()), (1_795_610_220.5, "2026-11-25 12:37:00.500000+00"));
         assert!(Point::time("when it was good").is_err());
+    }
+
+    #[test]
+    fn of_two_restores_into_one_directory_one_is_kept_out() {
+        let folder = std::env::temp_dir().join(format!("pg-backup-claim-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        let data = folder.join("data");
+        let first = Claim::of(&data).unwrap();
+        std::os::unix::fs::symlink(&data, folder.join("link")).unwrap();
+        for name in [&data, &folder.join("link")] {
+            assert_eq!(Claim::of(name).err().as_deref(), Some("another restore writes into it"));
+        }
+        fs::write(data.join("PG_VERSION"), "16").unwrap();
+        drop(first);
+        assert_eq!(Claim::of(&data).err().as_deref(), Some("another restore has just written into it"));
+        assert!(data.join("PG_VERSION").exists(), "nothing of the other one is removed");
+        fs::remove_file(data.join("PG_VERSION")).unwrap();
+        assert!(!Claim::of(&data).unwrap().is_new);
+        fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

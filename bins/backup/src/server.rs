@@ -12,8 +12,7 @@ use shared::{Error, Result};
 
 /// Name of our replication slot.
 pub const SLOT: &str = "pg_recovery";
-/// Name that the stream's session has in pg_stat_replication.
-pub const STREAM: &str = "pg_recovery_stream";
+pub use shared::backup::STREAM;
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// Adding up the sizes of very many files takes its time.
@@ -104,4 +103,15 @@ pub fn query(cluster: &Cluster, sql: &str) -> Result<Rows> {
 pub fn ask(target: &Target, sql: &str) -> Result<Rows, Refusal> {
     let runtime = runtime().map_err(|e| Refusal::Broken(e.to_string()))?;
     runtime.block_on(async { Session::connect(target, CONNECT).await?.query(sql, PATIENCE).await })
+}
+
+/// Asks what somebody else has written, who may not change anything with it; the server ends it after its time too.
+pub fn read_only(target: &Target, sql: &str, patience: Duration) -> Result<Rows, Refusal> {
+    let runtime = runtime().map_err(|e| Refusal::Broken(e.to_string()))?;
+    let set = format!("SET default_transaction_read_only = on; SET statement_timeout = {}", patience.as_millis());
+    runtime.block_on(async {
+        let session = Session::connect(target, CONNECT).await?;
+        session.query(&set, CONNECT).await?;
+        session.query(sql, patience + CONNECT).await
+    })
 }

@@ -22,77 +22,15 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::statvfs;
-use nix::unistd::Uid;
-use serde::{Deserialize, Serialize};
-use shared::clock::Stamp;
+use nix::unistd::{AccessFlags, Uid, access};
+use shared::backup::{self, INFO, ROOT, is_id};
+pub use shared::backup::{Info, Verdict};
 use shared::cluster::Cluster;
-use shared::control::{Control, DbState, Lsn};
 use shared::exit::Code;
 use shared::owner::Owner;
 use shared::{Error, Result, state, wal};
 
-pub const ROOT: &str = "/var/backups/pg-recovery";
-const INFO: &str = "backup.json";
 pub const PARTIAL: &str = ".partial";
-
-/// What is known of a base backup; `backup.json` in its folder.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
-pub struct Info {
-    pub cluster: String,
-    pub version: u32,
-    pub started: Stamp,
-    pub finished: Stamp,
-    pub system: u64,
-    pub timeline: u32,
-    pub start: Lsn,
-    pub end: Lsn,
-    pub segment_size: u64,
-    pub block_size: u32,
-    /// Of the files here.
-    pub bytes: u64,
-    /// Of the cluster, when it was made.
-    pub cluster_bytes: u64,
-    pub verified: Option<Verdict>,
-    pub drilled: Option<Verdict>,
-}
-
-/// The outcome of a verification or a drill.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
-pub struct Verdict {
-    pub at: Stamp,
-    /// Why the backup is not good.
-    pub error: Option<String>,
-    /// How long it took until the restored server answered.
-    pub seconds: Option<f64>,
-}
-
-impl Info {
-    /// Read again and found whole.
-    pub fn is_good(&self) -> bool {
-        let sound = |verdict: &Option<Verdict>| verdict.as_ref().map(|v| v.error.is_none());
-        sound(&self.verified) == Some(true) && sound(&self.drilled) != Some(false)
-    }
-
-    /// As the reader of WAL needs it.
-    pub fn control(&self) -> Control {
-        Control {
-            system_identifier: self.system,
-            state: DbState::InProduction,
-            checkpoint: self.start,
-            redo: self.start,
-            timeline: self.timeline,
-            recovery_timeline: 0,
-            wal_segment_size: self.segment_size as u32,
-            wal_block_size: self.block_size,
-        }
-    }
-
-    fn order(&self) -> (u64, u32, Lsn) {
-        (self.system, self.timeline, self.start)
-    }
-}
 
 #[derive(Clone, Debug)]
 pub struct Base {
@@ -226,10 +164,12 @@ impl Store {
         self.flock("lock", FlockArg::LockExclusiveNonblock)
     }
 
-    /// Nothing is removed meanwhile.
-    pub fn reading(&self) -> Result<Flock<File>> {
-        let held = self.flock("reading", FlockArg::LockShared)?;
-        held.ok_or_else(|| Error::failed("the lock is not held"))
+    /// Nothing is removed meanwhile. On a volume that is read-only nobody removes anything, and there is nothing to hold.
+    pub fn reading(&self) -> Result<Option<Flock<File>>> {
+        match self.flock("reading", FlockArg::LockShared) {
+            Err(_) if access(&self.path, AccessFlags::W_OK) == Err(Errno::EROFS) => Ok(None),
+            held => held,
+        }
     }
 
     /// `None` while somebody reads.
@@ -255,19 +195,13 @@ impl Store {
 
     /// The whole base backups, the oldest first.
     pub fn bases(&self) -> Vec<Base> {
-        let folder = self.path.join("base");
-        let mut bases: Vec<Base> = names(&folder)
+        let mut bases: Vec<Base> = backup::read_all(&self.path)
             .into_iter()
-            .filter(|name| is_id(name))
-            .filter_map(|id| {
-                let path = folder.join(&id);
-                let text = path.symlink_metadata().is_ok_and(|meta| meta.is_dir()).then(|| state::read(&path.join(INFO), 65536));
-                match text?.map_err(|e| e.to_string()).and_then(|text| serde_json::from_slice(&text).map_err(|e| e.to_string())) {
-                    Ok(info) => Some(Base { id, path, info }),
-                    Err(why) => {
-                        log::warn!(PG_CLUSTER = self.cluster; "cannot use the backup {}: {INFO}: {why}", path.display());
-                        None
-                    }
+            .filter_map(|(id, path, info)| match info {
+                Ok(info) => Some(Base { id, path, info }),
+                Err(why) => {
+                    log::warn!(PG_CLUSTER = self.cluster; "cannot use the backup {}: {INFO}: {why}", path.display());
+                    None
                 }
             })
             .collect();
@@ -349,16 +283,6 @@ pub fn room(path: &Path, leave_free: u8) -> Result<u64> {
         .map_err(|e| Error::failed(format!("could not tell how much room {} has: {}", path.display(), e.desc())))?;
     let stays = stat.blocks() * stat.fragment_size() / 100 * u64::from(leave_free);
     Ok((stat.blocks_available() * stat.fragment_size()).saturating_sub(stays))
-}
-
-/// `20261125T020000Z`
-pub fn is_id(name: &str) -> bool {
-    name.len() == 16
-        && name.bytes().enumerate().all(|(at, byte)| match at {
-            8 => byte == b'T',
-            15 => byte == b'Z',
-            _ => byte.is_ascii_digit(),
-        })
 }
 
 /// Timeline and number of a WAL segment.

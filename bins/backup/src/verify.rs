@@ -43,7 +43,7 @@ pub fn all(clusters: &[Cluster], id: Option<&str>) -> Result<Code> {
 
 /// Verifies one and keeps the verdict.
 pub fn one(store: &Store, base: &mut Base) -> Result<Code> {
-    let error = read(&base.path, None).and_then(|_| wal(store, base)).err();
+    let error = check(store, base).err();
     if let Some(why) = &error {
         log::error!(PG_CLUSTER = store.cluster; "backup {} of cluster {} is not good: {why}", base.id, store.cluster);
     }
@@ -51,6 +51,11 @@ pub fn one(store: &Store, base: &mut Base) -> Result<Code> {
     base.info.verified = Some(Verdict { at: Stamp::now(), error, seconds: None });
     base.save()?;
     Ok(code)
+}
+
+/// Whether all that a restore reads is there and whole.
+pub fn check(store: &Store, base: &Base) -> Result<(), String> {
+    read(&base.path, None).and_then(|_| wal(store, base))
 }
 
 /// Where a restore puts what it reads.

@@ -43,6 +43,13 @@ const STATEMENTS: &[(&str, &str)] = &[
          FROM pg_replication_slots",
     ),
     (
+        // How far WAL is written, and how far the stream of pg-backup has received it.
+        "stream",
+        "SELECT 'stream', pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint, \
+         max(pg_wal_lsn_diff(write_lsn, '0/0'))::bigint, count(*) > 0 FROM pg_stat_replication \
+         WHERE application_name = 'pg_recovery_stream' HAVING NOT pg_is_in_recovery()",
+    ),
+    (
         "prepared",
         "SELECT 'prepared', gid, owner, database, extract(epoch FROM clock_timestamp() - prepared)::bigint \
          FROM pg_prepared_xacts ORDER BY prepared LIMIT 1",

@@ -1,17 +1,14 @@
 //! Memory and pressure of the host, and what is configured for clusters that it does not have: the same for all its clusters.
 
-use shared::Result;
 use shared::cluster::Cluster;
 use shared::config::{Config, Health};
+use shared::{Result, pressure};
 
 use crate::score::Finding;
 
 pub fn check(config: &Config, asked: &[Cluster]) -> Result<Vec<Finding>> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
-    let pressure = ["cpu", "memory", "io"].map(|kind| {
-        let share = read(&format!("/proc/pressure/{kind}")).as_deref().and_then(some_avg60);
-        (kind, share)
-    });
+    let pressure = pressure::KINDS.map(|kind| (kind, pressure::some(kind, "avg60")));
     let mut findings = vec![judge_memory(read("/proc/meminfo").as_deref().and_then(memory), &config.health)];
     findings.extend(judge_pressure(&pressure, &config.health));
     findings.extend(strangers(config, asked)?);
@@ -57,13 +54,6 @@ fn judge_memory(memory: Option<(u64, u64)>, config: &Health) -> Finding {
     Finding::level("memory", used, "%", (config.memory_warn.into(), config.memory_fail.into()), message)
 }
 
-/// `some avg10=0.00 avg60=1.23 ...`: percent of the last minute in which some task waited
-/// (Documentation/accounting/psi.rst).
-fn some_avg60(text: &str) -> Option<f64> {
-    let line = text.lines().find_map(|l| l.strip_prefix("some "))?;
-    line.split_whitespace().find_map(|word| word.strip_prefix("avg60="))?.parse().ok()
-}
-
 /// Pressure is a warning at most: a busy host is slow, not broken. Kernels without it say nothing.
 fn judge_pressure(pressure: &[(&str, Option<f64>)], config: &Health) -> Option<Finding> {
     let worst = pressure.iter().filter_map(|(kind, share)| Some((*kind, (*share)?))).max_by(|a, b| a.1.total_cmp(&b.1));
@@ -89,8 +79,7 @@ mod tests {
 
     #[test]
     fn the_highest_pressure_counts_and_is_never_critical() {
-        let text = "some avg10=0.00 avg60=99.5 avg300=0.00 total=1\nfull avg10=0.00 avg60=12.00 avg300=0.00 total=1\n";
-        let judged = judge_pressure(&[("cpu", Some(1.0)), ("io", some_avg60(text))], &Health::default()).unwrap();
+        let judged = judge_pressure(&[("cpu", Some(1.0)), ("io", Some(99.5))], &Health::default()).unwrap();
         assert_eq!(judged.check.status, Status::Warning);
         assert!(judged.check.message.ends_with("waited for io"), "{}", judged.check.message);
         assert_eq!(judge_pressure(&[("cpu", None)], &Health::default()), None);

@@ -1,5 +1,6 @@
 //! health-check: asks every PostgreSQL cluster of this host whether it is healthy.
 
+mod backup;
 mod catalog;
 mod certificate;
 mod count;

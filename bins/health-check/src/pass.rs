@@ -17,7 +17,7 @@ use crate::postmaster::{self, Facts};
 use crate::probe::{self, Answers, Questions};
 use crate::score::{self, Finding};
 use crate::startup::{self, Progress};
-use crate::{certificate, count, forecast, settings, standby, volume};
+use crate::{backup, certificate, count, forecast, settings, standby, volume};
 
 /// After that time a cluster's thread is given up, and its pass has failed; the unit has 50 s.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -206,6 +206,9 @@ impl Pass {
             let looked = certificate::look(cluster, &file);
             findings.push(certificate::judge(&looked, now.wall as i64, config));
         }
+        let is_standby = answers.identity.as_ref().map(|identity| identity.is_standby);
+        let catalog = answers.catalog.as_ref();
+        findings.extend(backup::judge_all(cluster, is_standby, catalog, &mut last.backups, now, config));
         let left: Vec<_> = findings.iter().filter_map(|finding| Some((finding, finding.left.as_ref()?))).collect();
         last.trends.note(now, left.iter().map(|(finding, left)| (finding.check.name.as_str(), left.amount)));
         let forecasts: Vec<_> =
