@@ -81,6 +81,14 @@ const CLASSES: &[Class] = &[
         next: "If it happens again, find out who ends it: the server log, and journalctl -k for want of memory.",
     },
     Class {
+        name: "M1",
+        priority: Priority::P0,
+        rule: "The kernel's OOM killer ended a process of it for want of memory. A session that ends so takes all others with \
+               it, and systemd may stop the whole server for it; a start is all it needs.",
+        next: "Find out what took the memory: the statement among what was seen, work_mem, the number of sessions, other \
+               programs (journalctl -k). OOMPolicy=continue in a drop-in of its unit keeps the server up then.",
+    },
+    Class {
         name: "P2",
         priority: Priority::P0,
         rule: "The postmaster takes no connection and does not move, or was stopped by a signal. A stopped one is told to go \

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Stamp;
+use crate::clock::{self, Stamp};
 use crate::error::Result;
 use crate::state;
 
@@ -30,7 +30,7 @@ impl Pause {
     /// The pause that has not ended yet, if it can be read.
     pub fn in_force() -> Option<Pause> {
         let pause: Pause = serde_json::from_slice(&state::read(&path(), 65536).ok()?).ok()?;
-        pause.left(&Stamp::now()).is_some().then_some(pause)
+        pause.left(&Stamp::now(), clock::uptime()).is_some().then_some(pause)
     }
 
     /// Is it about nothing but `clusters` (none: all of the host)?
@@ -43,8 +43,8 @@ impl Pause {
         Ok(())
     }
 
-    fn left(&self, now: &Stamp) -> Option<Duration> {
-        Duration::from_secs(self.seconds).checked_sub(now.since(&self.since)).filter(|left| !left.is_zero())
+    fn left(&self, now: &Stamp, up: Duration) -> Option<Duration> {
+        Duration::from_secs(self.seconds).checked_sub(now.since_with(&self.since, up)).filter(|left| !left.is_zero())
     }
 
     fn concerns(&self, cluster: &str) -> bool {
@@ -57,7 +57,7 @@ pub fn of(cluster: &str) -> Option<String> {
     match state::read(&path(), 65536) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
         Err(e) => Some(unreadable(&e.to_string())),
-        Ok(text) => judge(&text, cluster, &Stamp::now()),
+        Ok(text) => judge(&text, cluster, &Stamp::now(), clock::uptime()),
     }
 }
 
@@ -65,11 +65,11 @@ fn unreadable(why: &str) -> String {
     format!("{} cannot be read ({why}), so it counts as a pause until pg-recover resume", path().display())
 }
 
-fn judge(text: &[u8], cluster: &str, now: &Stamp) -> Option<String> {
+fn judge(text: &[u8], cluster: &str, now: &Stamp, up: Duration) -> Option<String> {
     match serde_json::from_slice::<Pause>(text) {
         Err(e) => Some(unreadable(&e.to_string())),
         Ok(pause) if !pause.concerns(cluster) => None,
-        Ok(pause) => pause.left(now).map(|left| {
+        Ok(pause) => pause.left(now, up).map(|left| {
             let minutes = left.as_secs().div_ceil(60);
             format!("is paused for {minutes}min more by {}: {}", pause.by, pause.reason)
         }),
@@ -86,13 +86,21 @@ mod tests {
         let pause =
             Pause { since: at(0.0), seconds: 120, reason: "new disk".into(), by: "anna".into(), clusters: vec![] };
         let text = serde_json::to_vec(&pause).unwrap();
-        assert_eq!(judge(&text, "16/main", &at(30.0)).unwrap(), "is paused for 2min more by anna: new disk");
-        assert_eq!(judge(&text, "16/main", &at(121.0)), None);
+        let judge = |now, up| judge(&text, "16/main", &now, Duration::from_secs(up));
+        assert_eq!(judge(at(30.0), 0).unwrap(), "is paused for 2min more by anna: new disk");
+        assert_eq!(judge(at(121.0), 0), None);
+        let year = 365.0 * 86_400.0;
+        for jump in [year, -year] {
+            let jumped = |now: Stamp| Stamp { wall: now.wall + jump, ..now };
+            assert!(judge(jumped(at(30.0)), 9).is_some() && judge(jumped(at(121.0)), 9).is_none());
+        }
+        let behind = Stamp { wall: 1e9 - year, boot: 5.0, boot_id: "b".into() };
+        assert!(judge(behind.clone(), 119).is_some() && judge(behind, 120).is_none(), "after a reboot");
     }
 
     #[test]
     fn a_pause_that_cannot_be_read_is_a_pause() {
-        assert!(judge(b"", "16/main", &Stamp::now()).is_some());
+        assert!(judge(b"", "16/main", &Stamp::now(), Duration::ZERO).is_some());
     }
 
     #[test]
@@ -114,6 +122,6 @@ mod tests {
     fn a_pause_may_be_for_one_cluster() {
         let clusters = vec!["16/other".to_string()];
         let pause = Pause { since: Stamp::now(), seconds: 60, reason: String::new(), by: String::new(), clusters };
-        assert_eq!(judge(&serde_json::to_vec(&pause).unwrap(), "16/main", &Stamp::now()), None);
+        assert_eq!(judge(&serde_json::to_vec(&pause).unwrap(), "16/main", &Stamp::now(), Duration::ZERO), None);
     }
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::clock::Stamp;
+use crate::clock::{self, Stamp};
 use crate::cluster::Cluster;
 use crate::error::{Error, Result};
 use crate::state;
@@ -159,9 +159,8 @@ pub fn save(cluster: &Cluster, kind: &str, why: &str, copies: &[Copy]) -> Result
 
 fn save_in(root: &Path, cluster: &str, kind: &str, why: &str, copies: &[Copy]) -> Result<String> {
     let at = Stamp::now();
-    // Two points in one second are told apart by the thousandths.
-    let millis = (at.wall.fract() * 1000.0) as u32;
-    let id = format!("{}.{millis:03}-{}-{kind}", at.compact(), crate::cluster::file_name(cluster));
+    let last = list(root, cluster, kind).pop();
+    let id = format!("{}-{}-{kind}", stamp_behind(last.as_deref(), &at), crate::cluster::file_name(cluster));
     let bad = |e: std::io::Error| Error::failed(format!("could not save recovery point {id}: {e}"));
     let temporary = root.join(format!(".{id}"));
     let made = (|| {
@@ -202,6 +201,25 @@ fn save_in(root: &Path, cluster: &str, kind: &str, why: &str, copies: &[Copy]) -
         let _ = std::fs::remove_dir_all(root.join(old));
     }
     Ok(id)
+}
+
+/// The moment as an ID begins with it, to the thousandth. IDs sort by age; one from before the clock was set back must not
+/// stay the newest, so the next one begins a thousandth behind it.
+fn stamp_behind(last: Option<&str>, at: &Stamp) -> String {
+    let mut millis = (at.wall * 1000.0) as i64;
+    if let Some(last) = last.and_then(millis_of) {
+        millis = millis.max(last + 1);
+    }
+    let second = Stamp { wall: (millis / 1000) as f64, ..Stamp::default() };
+    format!("{}.{:03}", second.compact(), millis % 1000)
+}
+
+/// Thousandths of seconds since 1970 of `20261122T015732Z.123-...`.
+fn millis_of(id: &str) -> Option<i64> {
+    let part = |from: usize, to: usize| id.get(from..to);
+    let (date, time) = ((part(0, 4)?, part(4, 6)?, part(6, 8)?), (part(9, 11)?, part(11, 13)?, part(13, 15)?));
+    let rfc3339 = format!("{}-{}-{}T{}:{}:{}Z", date.0, date.1, date.2, time.0, time.1, time.2);
+    Some(clock::seconds_of(&rfc3339)? * 1000 + part(17, 20)?.parse::<i64>().ok()?)
 }
 
 /// IDs of the points of one kind, oldest first.
@@ -320,6 +338,21 @@ mod tests {
         // A damaged copy is not believed; the one before it is.
         std::fs::write(root.join(ids.last().unwrap()).join("0"), "damaged").unwrap();
         assert_eq!(newest_in(&root, "16/main", "good"), Some(copy(&format!("{}", KEEP + 1))));
+    }
+
+    #[test]
+    fn a_point_that_was_made_after_the_clock_was_set_back_is_the_newest() {
+        let root = root("clock");
+        let future = "20991231T235959Z.999-16-main-good";
+        let id = save_in(&root, "16/main", "good", "test", &copy("old")).unwrap();
+        std::fs::rename(root.join(id), root.join(future)).unwrap();
+        for n in 0..KEEP {
+            save_in(&root, "16/main", "good", "test", &copy(&n.to_string())).unwrap();
+            assert_eq!(newest_in(&root, "16/main", "good"), Some(copy(&n.to_string())));
+        }
+        assert_eq!(list(&root, "16/main", "good")[0], "21000101T000000Z.000-16-main-good", "the oldest has gone");
+        assert_eq!(millis_of("19700101T000001Z.007-16-main-good"), Some(1007));
+        assert_eq!((millis_of("x"), millis_of("")), (None, None));
     }
 
     #[test]

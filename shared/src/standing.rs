@@ -28,6 +28,11 @@ pub struct Verdict {
     /// Those that did not. One that is followed by the next within `watchdog.restart_window` counts as if it had failed:
     /// a server that dies again and again is not started for ever.
     pub recoveries: Counter,
+    /// Those that signalled or stopped a server that ran: no more than so many within `watchdog.quiet`, for what comes and
+    /// goes may be somebody's wish (T5).
+    pub disturbed: Counter,
+    /// When a person was last told that this limit was reached.
+    pub told: Option<Stamp>,
     /// Nothing more is tried until `pg-recover reset`.
     pub manual: bool,
     /// pg-recover stopped it and was to start it again.
@@ -47,7 +52,7 @@ impl Verdict {
     /// The cluster was well after this was written. `seen` is when it last answered.
     pub fn is_past(&self, seen: Option<&Stamp>, config: &Config, now: &Stamp) -> bool {
         let is_open = self.answered && now.since(&self.at) < config.watchdog.quiet;
-        !is_open && seen.is_some_and(|seen| seen.is_after(&self.at))
+        !is_open && seen.is_some_and(|seen| seen.is_after(&self.at, now))
     }
 }
 

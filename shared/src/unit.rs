@@ -30,6 +30,8 @@ pub struct UnitState {
     pub exit_kind: i32,
     /// Exit status or signal number.
     pub exit_status: i32,
+    /// What systemd does with the unit when the OOM killer ends a process of it: continue, stop, kill.
+    pub oom_policy: String,
     /// When it last became inactive or failed: seconds since boot (CLOCK_MONOTONIC); 0: never.
     pub inactive_since: f64,
 }
@@ -49,6 +51,7 @@ impl UnitState {
             main_pid: number("MainPID"),
             exit_kind: number("ExecMainCode"),
             exit_status: number("ExecMainStatus"),
+            oom_policy: get("OOMPolicy").into(),
             inactive_since: get("InactiveEnterTimestampMonotonic").parse::<u64>().map_or(0.0, |us| us as f64 / 1e6),
         }
     }
@@ -78,7 +81,7 @@ impl UnitState {
 /// Asks for the state of several units in one call.
 pub fn show(units: &[&str]) -> Result<Vec<UnitState>> {
     let properties = "LoadState,ActiveState,SubState,Result,UnitFileState,Job,MainPID,ExecMainCode,ExecMainStatus,\
-                      InactiveEnterTimestampMonotonic";
+                      InactiveEnterTimestampMonotonic,OOMPolicy";
     let mut command = systemctl();
     command.args(["show", "-p", properties, "--"]).args(units);
     let text = call(&mut command)?;

@@ -11,8 +11,13 @@ pub mod c1_bad_postgresql_conf;
 pub mod c2_bad_pg_hba_conf;
 pub mod c3_missing_preload_library;
 pub mod c5_tls_key;
+pub mod h1_clock_jump;
 pub mod h2_long_crash_recovery;
+pub mod h5_no_name_service;
 pub mod l1_connection_storm;
+pub mod l5_wraparound_near;
+pub mod m1_oom_killer;
+pub mod m2_memory_pressure;
 pub mod o1_operator_off;
 pub mod o3_standby;
 pub mod o4_patroni;
@@ -65,6 +70,7 @@ pub struct Fault {
 /// All of them.
 pub fn all() -> impl Iterator<Item = &'static Fault> {
     [
+        m1_oom_killer::FAULTS,
         p1_postmaster_killed::FAULTS,
         p2_postmaster_stopped::FAULTS,
         p2_all_processes_stopped::FAULTS,

@@ -1,13 +1,18 @@
 //! What is no longer kept: the oldest base backups, and WAL that no base backup needs.
 
 use std::fs;
+use std::time::Duration;
 
+use shared::clock::Stamp;
 use shared::cluster::Cluster;
 use shared::config::{Backup, Config};
 use shared::exit::Code;
 use shared::{Result, state};
 
 use crate::store::{Base, PARTIAL, Store, remove_tree};
+
+/// One is made each night; a day more for one that failed.
+const LONGEST_GAP: Duration = Duration::from_secs(2 * 86_400);
 
 pub fn all(clusters: &[Cluster], config: &Config, plan: bool) -> Result<Code> {
     crate::each(clusters, |cluster| {
@@ -50,7 +55,7 @@ pub fn one(store: &Store, config: &Config, short: u64, plan: bool) -> Result<Cod
 /// What is known of one base backup, for the decision.
 #[derive(Clone, Debug)]
 struct Fact {
-    wall: f64,
+    started: Stamp,
     /// With the WAL of its timeline from its start on.
     bytes: u64,
     wal: u64,
@@ -62,20 +67,19 @@ fn fact(store: &Store, base: &Base) -> Fact {
     let wal = store.wal(info.system, info.timeline, info.segment_size);
     let (first, end) = (info.start.0 / info.segment_size, wal.last().map_or(0, |last| last + 1));
     let wal = end.saturating_sub(first) * info.segment_size;
-    Fact { wall: info.started.wall, bytes: info.bytes, wal, good: info.is_good() }
+    Fact { started: info.started.clone(), bytes: info.bytes, wal, good: info.is_good() }
 }
 
 /// How many of the oldest go. Only good ones count as newer, and never is one removed for its age alone: age is measured
-/// against the newest backup, by a clock that may have jumped.
+/// against the newest backup, from one to the next, by a clock that may have jumped.
 fn surplus(bases: &[Fact], config: &Backup, short: u64) -> usize {
-    let newest = bases.iter().map(|base| base.wall).fold(0.0, f64::max);
     // The WAL of the oldest has that of all others in it.
     let bytes =
         |kept: &[Fact]| kept.iter().map(|base| base.bytes).sum::<u64>() + kept.first().map_or(0, |base| base.wal);
     let mut gone = 0;
-    for (index, base) in bases.iter().enumerate() {
+    for index in 0..bases.len() {
         let newer = bases[index + 1..].iter().filter(|base| base.good).count();
-        let is_old = newer >= config.keep as usize && newest - base.wall > config.keep_for.as_secs_f64();
+        let is_old = newer >= config.keep as usize && age(&bases[index..]) > config.keep_for;
         let kept = bytes(&bases[index..]);
         let is_too_much = (config.budget > 0 && kept > config.budget) || bytes(bases) - kept < short;
         if newer < config.keep_min as usize || !(is_old || is_too_much) {
@@ -84,6 +88,12 @@ fn surplus(bases: &[Fact], config: &Backup, short: u64) -> usize {
         gone += 1;
     }
     gone
+}
+
+/// Age of the first, in days that had a backup. A longer gap may be a clock that was set forward: a host that was off for a
+/// year keeps its backups longer than it had to.
+fn age(bases: &[Fact]) -> Duration {
+    bases.windows(2).map(|pair| pair[1].started.since(&pair[0].started).min(LONGEST_GAP)).sum()
 }
 
 /// Removes WAL from before the oldest base backup of its system; of a system without any, only when it is not the newest.
@@ -129,7 +139,8 @@ mod tests {
     const DAY: f64 = 86_400.0;
 
     fn daily(count: usize) -> Vec<Fact> {
-        (0..count).map(|day| Fact { wall: 1e9 + day as f64 * DAY, bytes: 100, wal: 0, good: true }).collect()
+        let at = |day: usize| Stamp { wall: 1e9 + day as f64 * DAY, boot: day as f64 * DAY, boot_id: "a".into() };
+        (0..count).map(|day| Fact { started: at(day), bytes: 100, wal: 0, good: true }).collect()
     }
 
     #[test]
@@ -145,12 +156,32 @@ mod tests {
     fn a_clock_that_jumped_does_not_empty_the_store() {
         let config = Backup::default();
         let mut bases = daily(6);
-        bases.push(Fact { wall: 4e9, ..bases[0].clone() });
+        bases.push(Fact { started: Stamp { wall: 4e9, ..bases[5].started.clone() }, ..bases[0].clone() });
         assert_eq!(surplus(&bases, &config, 0), 0, "forward");
         for base in &mut bases {
-            base.wall = 0.0;
+            base.started.wall = 0.0;
         }
         assert_eq!(surplus(&bases, &config, 0), 0, "back");
+    }
+
+    #[test]
+    fn a_clock_that_jumped_makes_no_backup_older() {
+        let config = Backup { keep_for: Duration::from_secs(30 * 86_400), ..Backup::default() };
+        let year = 365.0 * DAY;
+        for jump in [year, -year] {
+            for boot_id in ["a", "b"] {
+                let mut bases = daily(28);
+                for (day, base) in bases.iter_mut().enumerate().skip(20) {
+                    base.started.wall += jump;
+                    if boot_id == "b" {
+                        base.started =
+                            Stamp { boot: (day - 20) as f64 * DAY, boot_id: "b".into(), ..base.started.clone() };
+                    }
+                }
+                assert_eq!(surplus(&bases, &config, 0), 0, "by {jump}, in boot {boot_id}");
+            }
+        }
+        assert_eq!(surplus(&daily(40), &config, 0), 9, "those of thirty days stay");
     }
 
     #[test]

@@ -29,6 +29,19 @@ const STATEMENTS: &[(&str, &str)] = &[
          current_setting('autovacuum_multixact_freeze_max_age') FROM pg_database ORDER BY 2 DESC LIMIT 1)",
     ),
     (
+        // Who sees rows as they were longest ago, so that VACUUM cannot freeze what came later (manual, 24.1.5). Only asked
+        // when autovacuum has begun to fight for ids.
+        "xmin",
+        "SELECT 'xmin', what, age FROM (\
+         SELECT format('the session with PID %s of %s in database %s (%s, in its transaction since %s)', pid, usename, datname, \
+         coalesce(state, backend_type), xact_start::timestamp(0)) AS what, greatest(age(backend_xmin), age(backend_xid)) AS age \
+         FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type <> 'autovacuum worker' \
+         UNION ALL SELECT format('replication slot %s', slot_name), greatest(age(xmin), age(catalog_xmin)) FROM pg_replication_slots \
+         UNION ALL SELECT format('the prepared transaction %L of %s in database %s', gid, owner, database), age(transaction) \
+         FROM pg_prepared_xacts) holders WHERE age IS NOT NULL AND (SELECT max(age(datfrozenxid)) FROM pg_database) \
+         > current_setting('autovacuum_freeze_max_age')::bigint ORDER BY age DESC LIMIT 1",
+    ),
+    (
         "archiver",
         // A command that hangs never fails: what waits tells.
         "SELECT 'archiver', last_failed_wal, extract(epoch FROM clock_timestamp() - last_failed_time)::bigint, \
@@ -141,7 +154,7 @@ pub fn judge(catalog: &Catalog, config: &Health) -> Vec<Finding> {
     }
     findings.extend(catalog.rows("connections").filter_map(|row| connections(row, config)));
     for (tag, what) in [("xid_age", "transaction id"), ("multixact_age", "multixact id")] {
-        findings.extend(catalog.rows(tag).filter_map(|row| age(tag, what, row, config)));
+        findings.extend(catalog.rows(tag).filter_map(|row| age(tag, what, row, catalog, config)));
     }
     if catalog.failure("archiver").is_none() {
         findings.push(archiver(catalog));
@@ -176,17 +189,35 @@ pub fn sql(statement: &str) -> String {
 /// SetMultiXactIdLimit).
 const LAST_AGE: f64 = (1u64 << 31) as f64 - 3e6;
 
-fn age(name: &str, what: &str, row: &Row, config: &Health) -> Option<Finding> {
+fn age(name: &str, what: &str, row: &Row, catalog: &Catalog, config: &Health) -> Option<Finding> {
     let age = row.number(1)?;
-    let message = format!("the oldest {what} is {age} transactions old, in database {}", row.text(2)?);
+    let mut message = format!("the oldest {what} is {age} transactions old, in database {}", row.text(2)?);
+    if age >= config.xid_age_warn.into() {
+        message.push_str(&what_to_do(name, age, catalog));
+    }
     let finding = Finding::level(name, age, "", (config.xid_age_warn.into(), config.xid_age_fail.into()), message);
     // Up to this age it is left to grow, however fast; only then autovacuum sees to it (manual, 24.1.5).
     if row.number(3).is_none_or(|cared_for| age < cared_for) {
         return Some(finding);
     }
-    let (end, next) = (format!("no {what} will be left, and nothing can be written"), "vacuumdb --all --freeze".into());
+    let (end, next) = (format!("no {what} will be left, and nothing can be written"), FREEZE.into());
     Some(finding.left(LAST_AGE - age, "ids", end, next))
 }
+
+/// VACUUM with its privileges does all that single-user mode does, and the server goes on answering.
+fn what_to_do(name: &str, age: f64, catalog: &Catalog) -> String {
+    let holder = catalog.rows("xmin").next().filter(|_| name == "xid_age");
+    // One that is much younger keeps nothing of what is that old.
+    let holder = holder.filter(|row| row.number(2).is_some_and(|held| held > age / 2.0));
+    let first = holder.and_then(|row| row.text(1)).map(|holder| {
+        format!(
+            "; {holder} keeps VACUUM from freezing what came after it: end that first, as whoever it belongs to says"
+        )
+    });
+    format!("{}; type while it runs: {FREEZE}", first.unwrap_or_default())
+}
+
+const FREEZE: &str = "vacuumdb -a -F";
 
 /// How long finished WAL may wait for the archive, in seconds. A burst of writes takes a while to be archived; after an hour
 /// whoever restores from the archive loses more than an hour, and pg_wal has grown by as much.
@@ -286,6 +317,22 @@ mod tests {
     fn ages_are_judged_for_both_kinds_of_ids() {
         assert_eq!(status_of(&[&["xid_age", "600000000", "app"]], "xid_age"), Status::Warning);
         assert_eq!(status_of(&[&["multixact_age", "1000000000", "app"]], "multixact_age"), Status::Critical);
+    }
+
+    #[test]
+    fn an_age_is_told_with_what_to_type_and_who_keeps_it() {
+        let message = |rows: &[&[&str]]| {
+            let findings = judge(&Catalog::of(rows), &Health::default());
+            findings.into_iter().find(|f| f.check.name == "xid_age").expect("there").check.message
+        };
+        let (old, young) = (["xid_age", "600000000", "app"], ["xid_age", "100", "app"]);
+        let held = |age| ["xmin", "replication slot x", age];
+        let with = message(&[&old, &held("599999990")]);
+        assert!(with.contains("; replication slot x keeps VACUUM") && with.ends_with("vacuumdb -a -F"), "{with}");
+        for without in [message(&[&old]), message(&[&old, &held("1000")])] {
+            assert!(!without.contains("keeps VACUUM") && without.ends_with("vacuumdb -a -F"), "{without}");
+        }
+        assert!(!message(&[&young, &held("99")]).contains("vacuum"));
     }
 
     #[test]

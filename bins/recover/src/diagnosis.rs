@@ -28,6 +28,8 @@ pub enum Fault {
     Down,
     /// P1: the postmaster died and left nothing in the way.
     Killed,
+    /// M1: the same, after the OOM killer ended a process of it.
+    OutOfMemory,
     /// P2: SIGSTOP, or nothing happens any more.
     Stopped,
     /// P3: SIGSTOP to children of a postmaster that is well.
@@ -58,6 +60,8 @@ pub enum Fault {
     Mode,
     /// C1 to C5: the configuration, or the TLS key and certificate in it, does not let it start.
     Configuration(&'static str),
+    /// T5: the same fault again, after it was helped as often within an hour as a server that runs may be disturbed.
+    InTurns(&'static str),
     /// Recognised, and nothing that this program repairs.
     NotOurs(&'static str),
     Unknown,
@@ -70,6 +74,7 @@ impl Fault {
             Fault::LeftAlone(_) | Fault::StoppedOnPurpose | Fault::Down => "O1",
             Fault::Moving | Fault::Settling => "H2",
             Fault::Killed => "P1",
+            Fault::OutOfMemory => "M1",
             Fault::Stopped | Fault::Hung => "P2",
             Fault::ChildStopped => "P3",
             Fault::BadLockFile => "P6",
@@ -82,7 +87,7 @@ impl Fault {
             Fault::NoRoom => "S2",
             Fault::MissingFolders => "S8",
             Fault::Mode => "S7",
-            Fault::Configuration(class) | Fault::NotOurs(class) => class,
+            Fault::Configuration(class) | Fault::InTurns(class) | Fault::NotOurs(class) => class,
             Fault::Unknown => "unknown",
         }
     }
@@ -97,6 +102,7 @@ impl Fault {
             Fault::StoppedOnPurpose => "it was stopped on purpose, leaving it alone",
             Fault::Down => "it was stopped cleanly although it is meant to run",
             Fault::Killed => "the postmaster is dead",
+            Fault::OutOfMemory => "the OOM killer ended a process of it, and the server with it",
             Fault::Stopped => "the postmaster was stopped by a signal",
             Fault::ChildStopped => "processes of the server were stopped by a signal",
             Fault::Hung => "the postmaster hangs",
@@ -114,6 +120,9 @@ impl Fault {
             Fault::Configuration(_) => "the configuration does not let it start",
             Fault::NoRoom => "there is no room for WAL",
             Fault::ControlFile => "pg_control is missing or damaged",
+            Fault::InTurns(_) => {
+                "it serves and does not serve in turns, and was helped so often that it is left as it is for a while"
+            }
             Fault::NotOurs(class) => meaning::of(class).map_or("this is a fault that wants a person", |row| row.means),
             Fault::Unknown => "nothing that this program knows explains what it sees",
         };
@@ -142,8 +151,25 @@ pub fn diagnose(facts: &Facts, config: &Config, cluster: &str) -> Diagnosis {
     } else {
         down(facts, config, cluster, &mut evidence)
     };
+    let fault = in_turns(fault, facts, config, &mut evidence);
     evidence.extend(facts.learnt.resting(fault.class()));
     Diagnosis { fault, evidence }
+}
+
+/// To help the same server for ever may undo what somebody does on purpose again and again, such as a script that stops it
+/// for a copy; and each restart costs every session. Wrongly diagnosed, it waits for a person, or for the rest of the hour.
+fn in_turns(fault: Fault, facts: &Facts, config: &Config, evidence: &mut Vec<String>) -> Fault {
+    let disturbs = match fault {
+        Fault::Stopped | Fault::Hung | Fault::ChildStopped => true,
+        Fault::SocketGone { copy, restart } => restart && !copy,
+        _ => false,
+    };
+    if !disturbs || facts.stopped_by_us || facts.disturbed < config.recover.max_attempts {
+        return fault;
+    }
+    let minutes = config.watchdog.quiet.as_secs() / 60;
+    evidence.push(format!("{} before was helped {} times within {minutes}min", fault.describe(), facts.disturbed));
+    Fault::InTurns(fault.class())
 }
 
 /// A postmaster runs.
@@ -336,7 +362,8 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
     }
     // From here on nothing of the old server is left, and its data is as it should be.
     let clean = facts.control.as_ref().is_ok_and(|c| c.state.is_clean());
-    if clean && !facts.stopped_by_us {
+    let of_memory = is_out_of_memory(facts);
+    if clean && !facts.stopped_by_us && !of_memory {
         if let Some(why) = failed_start(facts) {
             evidence.push(why);
         } else if !facts.asked_by_checks || config.on_clean_stop_of(cluster) == OnCleanStop::Leave {
@@ -416,7 +443,16 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
         evidence.push("our start failed without a word, with a configuration that it never ran with".into());
         return Fault::Configuration("C3");
     }
-    if clean && !facts.stopped_by_us { Fault::Down } else { Fault::Killed }
+    match () {
+        () if of_memory => Fault::OutOfMemory,
+        () if clean && !facts.stopped_by_us => Fault::Down,
+        () => Fault::Killed,
+    }
+}
+
+/// systemd then stops the whole unit, cleanly (systemd.service(5), OOMPolicy=): nobody's wish.
+fn is_out_of_memory(facts: &Facts) -> bool {
+    facts.unit.result == "oom-kill"
 }
 
 /// Given back, it is enough for the two segments that a start needs (`prestart`); else it is not spent.
@@ -434,7 +470,7 @@ fn describe_modes(facts: &Facts) -> String {
 /// It ended without a failure, and nobody has said since that it is to run.
 fn may_be_on_purpose(facts: &Facts) -> bool {
     let ended_by_itself = facts.unit.active == "inactive" || (facts.unit.exit_kind == 1 && facts.unit.exit_status == 0);
-    ended_by_itself && !facts.asked_by_checks && !facts.stopped_by_us
+    ended_by_itself && !is_out_of_memory(facts) && !facts.asked_by_checks && !facts.stopped_by_us
 }
 
 fn process_lives(pid: i32) -> bool {
@@ -456,5 +492,9 @@ fn failed_start(facts: &Facts) -> Option<String> {
 /// says that it did so because its lock file was gone.
 fn is_immediate_stop(facts: &Facts) -> bool {
     let was_running = facts.control.as_ref().is_ok_and(|c| c.state == DbState::InProduction);
-    was_running && facts.unit.exit_kind == 1 && facts.unit.exit_status == 0 && !facts.lock_file_was_lost
+    was_running
+        && !is_out_of_memory(facts)
+        && facts.unit.exit_kind == 1
+        && facts.unit.exit_status == 0
+        && !facts.lock_file_was_lost
 }

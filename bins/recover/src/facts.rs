@@ -113,6 +113,8 @@ pub struct Facts {
     pub started_by_us: bool,
     /// How steps ended in earlier recoveries.
     pub learnt: Lessons,
+    /// Earlier recoveries within `watchdog.quiet` that signalled or stopped it while it ran.
+    pub disturbed: u32,
 }
 
 /// A server that runs has lost its socket.
@@ -169,14 +171,16 @@ pub struct Memory {
     /// All files were looked at, which takes a while, and no mode was changed since.
     pub wrong_modes: OnceCell<Vec<PathBuf>>,
     pub learnt: Lessons,
+    pub disturbed: u32,
 }
 
 impl Memory {
     /// What earlier runs have left.
-    pub fn of(cluster: &str, verdict: &Verdict) -> Memory {
-        let now = Stamp::now().wall as i64;
-        let learnt = Lessons::of(&record::all(), cluster, &verdict.reset, now);
-        Memory { stopped_by_us: verdict.stopped_by_us, learnt, ..Memory::default() }
+    pub fn of(cluster: &str, config: &Config, verdict: &Verdict) -> Memory {
+        let now = Stamp::now();
+        let learnt = Lessons::of(&record::all(), cluster, &verdict.reset, now.wall as i64);
+        let disturbed = verdict.disturbed.within(config.watchdog.quiet, &now);
+        Memory { stopped_by_us: verdict.stopped_by_us, learnt, disturbed, ..Memory::default() }
     }
 }
 
@@ -301,6 +305,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         stopped_by_us: memory.stopped_by_us,
         started_by_us: memory.started,
         learnt: memory.learnt.clone(),
+        disturbed: memory.disturbed,
         waited: memory.waited,
         lock_file_lost,
         lock_file_was_lost: log.contains("data directory lock file is invalid"),
@@ -332,7 +337,7 @@ fn wrong_modes(cluster: &Cluster, memory: &Memory) -> Result<Vec<PathBuf>> {
 /// pg-health-check has counted enough failures, and pg-watchdog has not seen the cluster well since.
 fn asked_by_checks(cluster: &Cluster, config: &Config, evidence: Option<&Evidence>) -> bool {
     let health = health::state(&cluster.name()).value;
-    health.failures >= config.health.max_failures && !evidence.is_some_and(|e| e.at.is_after(&health.at))
+    health.failures >= config.health.max_failures && !evidence.is_some_and(|e| e.at.is_after(&health.at, &Stamp::now()))
 }
 
 /// Names the first ones, whose they are, and the command that gives them back.

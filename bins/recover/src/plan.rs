@@ -89,6 +89,11 @@ impl Step {
         }
     }
 
+    /// It signals or stops a server that runs.
+    pub fn disturbs(&self) -> bool {
+        matches!(self, Step::Continue | Step::StopFast | Step::StopImmediate | Step::KillPostmaster)
+    }
+
     fn risk(&self) -> Risk {
         match self {
             Step::Continue
@@ -146,9 +151,10 @@ fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
         | Fault::Moving
         | Fault::Settling
         | Fault::StoppedOnPurpose
+        | Fault::InTurns(_)
         | Fault::NotOurs(_)
         | Fault::Unknown => Vec::new(),
-        Fault::Killed | Fault::Down => vec![start],
+        Fault::Killed | Fault::OutOfMemory | Fault::Down => vec![start],
         Fault::Stopped => {
             let mut steps =
                 vec![(Step::Continue, "a stopped process goes on where it was, and nobody loses a connection")];
@@ -336,6 +342,7 @@ mod tests {
             started_by_us: false,
             waited: false,
             learnt: Lessons::default(),
+            disturbed: 0,
         }
     }
 
@@ -536,6 +543,14 @@ mod tests {
             assert_eq!(decide(&Facts { unit, ..stopped() }, &[]), ("O1", vec!["start"]));
         }
         assert_eq!(decide(&Facts { stopped_by_us: true, ..stopped() }, &[]), ("P1", vec!["start"]));
+        // systemd stopped it, since the OOM killer had ended one of its processes.
+        for control_state in [DbState::ShutDown, DbState::InProduction] {
+            let unit = UnitState { result: "oom-kill".into(), exit_kind: 1, exit_status: 0, ..killed().unit };
+            let facts = || Facts { unit: unit.clone(), control: Ok(control(control_state)), ..stopped() };
+            assert_eq!(decide(&facts(), &[]), ("M1", vec!["start"]));
+            let wrong = Facts { obstacles: obstacle("S7"), ..facts() };
+            assert_eq!(decide(&wrong, &[]), ("S7", vec!["restore-mode", "start"]));
+        }
         let immediate = Facts { unit: UnitState { exit_kind: 1, exit_status: 0, ..killed().unit }, ..killed() };
         assert_eq!(decide(&immediate, &[]), ("O1", vec![]));
         assert_eq!(decide(&Facts { lock_file_was_lost: true, ..immediate }, &[]), ("P1", vec!["start"]));
@@ -647,6 +662,26 @@ mod tests {
         let failed = Facts { learnt: learnt("P1", "start", "", 9), ..killed() };
         assert_eq!(decide(&failed, &[]), ("P1", vec!["start"]));
         assert!(failed.learnt.resting("P1").is_empty());
+    }
+
+    #[test]
+    fn a_server_that_runs_is_disturbed_so_often_and_no_more_and_one_that_is_down_is_started() {
+        let hung = |state, disturbed| Facts {
+            family: Family { postmaster: Some(process(10, state)), ..Family::default() },
+            connection: Err(Refusal::Timeout),
+            disturbed,
+            ..well()
+        };
+        let child = |disturbed| Facts { stopped_children: vec![process(11, 'T')], disturbed, ..well() };
+        for of in [&|n| hung('T', n), &|n| hung('S', n), &child] as [&dyn Fn(u32) -> Facts; 3] {
+            assert!(!decide(&of(2), &[]).1.is_empty());
+            assert_eq!(decide(&of(3), &[]).1, Vec::<&str>::new());
+            assert!(!decide(&Facts { stopped_by_us: true, ..of(3) }, &[]).1.is_empty(), "what was begun is finished");
+        }
+        assert_eq!(decide(&hung('T', 3), &[]).0, "P2");
+        assert_eq!(decide(&Facts { disturbed: 9, ..killed() }, &[]), ("P1", vec!["start"]));
+        let gone = Facts { lock_file: LockFile::Missing, lock_file_lost: true, saved_lock_file: true, ..well() };
+        assert_eq!(decide(&Facts { disturbed: 9, ..gone }, &[]).1[0], "put-lock-file-back");
     }
 
     #[test]

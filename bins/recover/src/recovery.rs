@@ -148,7 +148,7 @@ impl<'a> Recovery<'a> {
         if verdict.value.is_past(recorded.as_ref().map(|evidence| &evidence.at), config, &Stamp::now()) {
             verdict.value = Verdict { manual: verdict.value.manual, ..past(&verdict.value) };
         }
-        let memory = Memory::of(&name, &verdict.value);
+        let memory = Memory::of(&name, config, &verdict.value);
         let asked = health::state(&name).value.failures >= config.health.max_failures;
         let record = Record {
             id: id.clone(),
@@ -245,8 +245,13 @@ impl<'a> Recovery<'a> {
     fn step(&mut self, planned: Planned, diagnosis: &Diagnosis, facts: &Facts) {
         let Planned { step, why, .. } = &planned;
         let stops = matches!(step, Step::StopFast | Step::StopImmediate | Step::KillPostmaster);
-        if self.tried.is_empty() || stops {
+        let disturbs = step.disturbs() && facts.family.postmaster.is_some();
+        let is_first = disturbs && !self.tried.iter().any(Step::disturbs);
+        if self.tried.is_empty() || stops || is_first {
             let verdict = &mut self.verdict.value;
+            if is_first {
+                verdict.disturbed.add(Stamp::now());
+            }
             // Counted before anything is done, so that a run which is killed counts too.
             verdict.attempts += u32::from(self.tried.is_empty());
             // A run that is killed now must leave word that nobody wanted the server to stay stopped.
@@ -359,7 +364,14 @@ impl<'a> Recovery<'a> {
     /// Nothing was done, because nothing that this program would do fits. The alarm is raised once for each fault.
     fn hand_over(mut self, diagnosis: &Diagnosis, facts: &Facts) -> Code {
         let class = diagnosis.fault.class();
-        let is_known = self.verdict.value.handed_over == class;
+        let (now, quiet) = (Stamp::now(), self.config.watchdog.quiet);
+        let in_turns = matches!(diagnosis.fault, Fault::InTurns(_));
+        // In between it is well, which makes each time a fault of its own.
+        let told = in_turns && self.verdict.value.told.as_ref().is_some_and(|told| now.since(told) < quiet);
+        let is_known = told || self.verdict.value.handed_over == class;
+        if in_turns && !is_known {
+            self.verdict.value.told = Some(now);
+        }
         self.verdict.value.handed_over = class.into();
         self.verdict.value.answered = facts.connection.is_ok();
         self.verdict.value.at = Stamp::now();
@@ -370,6 +382,12 @@ impl<'a> Recovery<'a> {
         }
         let mut what = vec![diagnosis.fault.describe()];
         what.extend(facts.learnt.resting(class));
+        if in_turns {
+            what.push(format!(
+                "find out who does it; to have stopped processes go on: systemctl kill --signal=CONT {}",
+                self.cluster.unit
+            ));
+        }
         self.alarm(&format!("{}; nothing was changed", what.join("; ")));
         self.finish("manual", Code::Unavailable)
     }
@@ -448,5 +466,11 @@ impl<'a> Recovery<'a> {
 
 /// What is left of a verdict when the cluster is well.
 fn past(verdict: &Verdict) -> Verdict {
-    Verdict { recoveries: verdict.recoveries.clone(), reset: verdict.reset.clone(), ..Verdict::default() }
+    Verdict {
+        recoveries: verdict.recoveries.clone(),
+        disturbed: verdict.disturbed.clone(),
+        told: verdict.told.clone(),
+        reset: verdict.reset.clone(),
+        ..Verdict::default()
+    }
 }

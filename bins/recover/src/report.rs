@@ -30,7 +30,7 @@ pub fn plans(clusters: &[Cluster], config: &Config, json: bool) -> Result<Code> 
     for cluster in clusters {
         let name = cluster.name();
         let cluster = &facts::whole(cluster, config, Duration::from_secs(10))?;
-        let memory = Memory::of(&name, &standing::verdict(&name).value);
+        let memory = Memory::of(&name, config, &standing::verdict(&name).value);
         let facts = facts::look(cluster, config, &memory)?;
         let diagnosis = diagnose(&facts, config, &name);
         let plan = plan(&facts, &diagnosis, &[]);
@@ -55,9 +55,11 @@ pub fn plans(clusters: &[Cluster], config: &Config, json: bool) -> Result<Code> 
         }
         if cluster.plan.is_empty() {
             let nothing = match cluster.diagnosis.fault {
-                Fault::NotOurs(_) | Fault::Unknown | Fault::Configuration(_) | Fault::SocketGone { .. } => {
-                    "a person has to look at it"
-                }
+                Fault::NotOurs(_)
+                | Fault::Unknown
+                | Fault::Configuration(_)
+                | Fault::SocketGone { .. }
+                | Fault::InTurns(_) => "a person has to look at it",
                 _ => "nothing to do",
             };
             text.push_str(&format!("  plan: {nothing}\n"));

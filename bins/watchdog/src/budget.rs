@@ -15,6 +15,10 @@ const PAUSES: [u64; 5] = [0, 1, 5, 15, 60];
 #[serde(default)]
 pub struct Budget {
     restarts: Counter,
+    /// Ends of its processes for want of memory (M1).
+    memory: Counter,
+    /// When a person was last told that it dies again and again.
+    told: Option<Stamp>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,11 +48,25 @@ impl Budget {
         }
     }
 
-    pub fn spend(&mut self, rule: &Watchdog, now: Stamp) {
+    /// Enters a restart. Returns how many were made within `quiet`, when a person is to be told of them: each of them may be
+    /// quick and within the budget, and together they are no service.
+    pub fn spend(&mut self, rule: &Watchdog, now: Stamp) -> Option<u32> {
         if self.restarts.quiet(&now).is_some_and(|since| since >= rule.quiet) {
             self.restarts.clear();
         }
-        self.restarts.add(now);
+        self.restarts.add(now.clone());
+        let made = self.restarts.within(rule.quiet, &now);
+        let is_news = self.told.as_ref().is_none_or(|told| now.since(told) >= rule.quiet);
+        (made >= rule.restarts && is_news).then(|| {
+            self.told = Some(now);
+            made
+        })
+    }
+
+    /// Enters an end for want of memory; returns how many there were within `quiet`.
+    pub fn out_of_memory(&mut self, rule: &Watchdog, now: Stamp) -> u32 {
+        self.memory.add(now.clone());
+        self.memory.within(rule.quiet, &now)
     }
 }
 
@@ -79,6 +97,26 @@ mod tests {
             budget.spend(&rule, at(now));
         }
         assert_eq!(budget.allows(&rule, &at(now + 100.0)), Allowance::Exhausted(5));
+    }
+
+    #[test]
+    fn a_server_that_dies_every_three_minutes_is_started_each_time_and_told_once_an_hour() {
+        let (rule, mut budget) = (Watchdog::default(), Budget::default());
+        let told: Vec<u32> = (0..50)
+            .filter_map(|n| {
+                let now = at(180.0 * f64::from(n));
+                assert!(matches!(budget.allows(&rule, &now), Allowance::Now(_)), "{n}");
+                budget.spend(&rule, now)
+            })
+            .collect();
+        assert_eq!(told, [5, 21, 21]);
+    }
+
+    #[test]
+    fn ends_for_want_of_memory_are_counted_for_an_hour() {
+        let (rule, mut budget) = (Watchdog::default(), Budget::default());
+        let counts = [0.0, 60.0, 3700.0].map(|second| budget.out_of_memory(&rule, at(second)));
+        assert_eq!(counts, [1, 2, 1]);
     }
 
     #[test]

@@ -15,32 +15,48 @@ const STATEMENT_SHOWN: usize = 200;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Crash {
     /// "server process (PID 4711) was terminated by signal 11: Segmentation fault"
-    what: String,
+    pub what: String,
     /// Without its literals, which may be anything; empty when the server does not say.
-    statement: String,
+    pub statement: String,
     /// "app@shop", where log_line_prefix has it and the session has logged something.
-    role: String,
+    pub role: String,
 }
 
 /// Those of the last ten minutes.
 #[derive(Debug, Default)]
 pub struct Crashes(Vec<(Instant, Crash)>);
 
+impl Crash {
+    /// For people.
+    pub fn evidence(&self) -> Vec<String> {
+        let running =
+            if self.statement.is_empty() { String::new() } else { format!("it was running: {}", self.statement) };
+        [self.what.clone(), running, self.role.clone()].into_iter().filter(|line| !line.is_empty()).collect()
+    }
+
+    /// As the OOM killer ends processes.
+    pub fn is_kill(&self) -> bool {
+        self.what.contains(" by signal 9")
+    }
+}
+
 impl Crashes {
-    /// Puts the crashes in `log` on record.
-    pub fn enter(&mut self, cluster: &str, log: &str) {
+    /// Puts the crashes in `log` on record. `killed` is what shows that the OOM killer was at work meanwhile; returns the last
+    /// that it has ended.
+    pub fn enter(&mut self, cluster: &str, log: &str, killed: Option<&str>) -> Option<Crash> {
+        let mut of_memory = None;
         for crash in find(log) {
-            let running =
-                if crash.statement.is_empty() { String::new() } else { format!("it was running: {}", crash.statement) };
-            log::warn!(MESSAGE_ID = FAULT, PG_CLUSTER = cluster, PG_FAULT = "P4";
-                "cluster {cluster}: {}; {running}; the server is back by itself, nothing is done", crash.what);
+            let killed = killed.filter(|_| crash.is_kill());
+            let fault = if killed.is_some() { "M1" } else { "P4" };
+            let mut evidence = crash.evidence();
+            evidence.extend(killed.map(|shown| format!("it was the OOM killer: {shown}")));
+            log::warn!(MESSAGE_ID = FAULT, PG_CLUSTER = cluster, PG_FAULT = fault;
+                "cluster {cluster}: {}; the server is back by itself, nothing is done", evidence.join("; "));
             let now = Stamp::now().rfc3339();
-            let evidence =
-                [crash.what.clone(), running, crash.role.clone()].into_iter().filter(|e| !e.is_empty()).collect();
             record::append(&Record {
                 id: record::new_id(cluster),
                 cluster: cluster.into(),
-                fault: "P4".into(),
+                fault: fault.into(),
                 detected_by: "pg-watchdog".into(),
                 evidence,
                 outcome: "declined".into(),
@@ -48,12 +64,15 @@ impl Crashes {
                 finished: now,
                 ..Record::default()
             });
-            if let Some(text) = self.add(Instant::now(), crash) {
+            if killed.is_some() {
+                of_memory = Some(crash);
+            } else if let Some(text) = self.add(Instant::now(), crash) {
                 let text = format!("cluster {cluster}: {text}");
                 log::error!(MESSAGE_ID = MANUAL, PG_CLUSTER = cluster, PG_FAULT = "P4"; "{text}");
                 terminals::tell("pg-watchdog", &text);
             }
         }
+        of_memory
     }
 
     /// What to tell a person when this makes a loop; once for each.
@@ -83,7 +102,7 @@ impl Crashes {
 }
 
 /// In the server's own words (postmaster.c, LogChildExit), untranslated.
-fn find(log: &str) -> Vec<Crash> {
+pub fn find(log: &str) -> Vec<Crash> {
     let mut crashes: Vec<Crash> = Vec::new();
     let mut lines = log.lines().peekable();
     while let Some(line) = lines.next() {

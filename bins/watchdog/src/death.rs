@@ -17,6 +17,8 @@ pub enum End {
     /// It ended itself because its lock file was removed or replaced (src/backend/postmaster/postmaster.c, ServerLoop).
     LockFileLost,
     Crash(String),
+    /// The OOM killer ended its postmaster, or another process for which systemd stopped it all.
+    OutOfMemory(String),
     /// Somebody tried to start it, and it did not come up.
     StartFailed,
     /// It does not run, and nothing tells why: not started since boot, or not started by systemd.
@@ -39,7 +41,7 @@ pub struct Seen {
 pub fn judge(unit: &UnitState, control: &Result<DbState, ControlError>, seen: Seen, log: &str) -> End {
     // systemd stops the whole unit, cleanly, when one backend is killed for want of memory (OOMPolicy=stop).
     if unit.result == "oom-kill" {
-        return End::Crash("the kernel killed a process of it for want of memory".into());
+        return End::OutOfMemory("systemd says that the OOM killer ended a process of it (Result=oom-kill)".into());
     }
     if seen.died_starting {
         return End::Crash("its postmaster died while it was started".into());
@@ -130,7 +132,7 @@ mod tests {
         assert!(matches!(of(&unit("failed", "exit-code", 1, 1), InProduction), End::Crash(_)));
         assert!(matches!(of(&unit("failed", "core-dump", 3, 6), InProduction), End::Crash(_)));
         // a backend killed for want of memory: systemd stops the rest cleanly
-        assert!(matches!(of(&unit("failed", "oom-kill", 1, 0), ShutDown), End::Crash(_)));
+        assert!(matches!(of(&unit("failed", "oom-kill", 1, 0), ShutDown), End::OutOfMemory(_)));
         // never started since boot
         assert_eq!(of(&unit("inactive", "success", 0, 0), ShutDown), End::Down);
         assert_eq!(of(&unit("inactive", "success", 0, 0), InProduction), End::Down);

@@ -8,6 +8,7 @@ mod handover;
 mod host;
 mod keeper;
 mod look;
+mod oom;
 mod post;
 mod restart;
 mod sentry;

@@ -8,12 +8,13 @@ use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::evidence;
 use shared::lock::Lock;
-use shared::log::{OUTCOME, STEP};
+use shared::log::{MANUAL, OUTCOME, STEP};
 use shared::pidfile::LockFile;
 use shared::prestart;
 use shared::process::{self, Identity, Process};
 use shared::record::{self, Record, StepRecord};
 use shared::standing::{self, Standing};
+use shared::terminals;
 use shared::unit::{self, UnitState};
 
 use crate::budget::{Allowance, Budget};
@@ -139,8 +140,18 @@ pub async fn restart(
     }
     incident.step("check", "ok", began, "nothing speaks against a start".into());
     // Counted before it is done: a restart that takes the host down counts too.
-    budget.value.spend(rule, Stamp::now());
+    let often = budget.value.spend(rule, Stamp::now());
     budget.save_or_warn();
+    if let Some(times) = often {
+        let minutes = rule.quiet.as_secs() / 60;
+        let text = format!(
+            "cluster {name} dies again and again: this is start {times} within {minutes}min, and each death ends every session. \
+             Find out who ends it: pg-recover history, journalctl -u {}, and the server log",
+            cluster.unit
+        );
+        log::error!(MESSAGE_ID = MANUAL, PG_CLUSTER = name.as_str(), PG_FAULT = incident.record.fault; "{text}");
+        terminals::tell("pg-watchdog", &text);
+    }
     let (id, fault) = (incident.record.id.as_str(), incident.record.fault.as_str());
     log::info!(MESSAGE_ID = STEP, PG_CLUSTER = name.as_str(), PG_FAULT = fault, PG_RECOVERY_ID = id, PG_STEP = "start";
         "starting {} (restart {nth} of {})", cluster.unit, rule.restarts);

@@ -22,11 +22,12 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
 
 use crate::budget::{self, Budget};
-use crate::crash::Crashes;
+use crate::crash::{self, Crash, Crashes};
 use crate::death::{self, End, Seen};
 use crate::handover::Handover;
 use crate::keeper::{self, Keeper};
 use crate::look::Look;
+use crate::oom::{self, Kills};
 use crate::post::Post;
 use crate::restart::{self, Incident, Tried};
 use crate::sessions::{Scene, Sessions};
@@ -53,13 +54,27 @@ pub struct Sentry {
     /// When the last postmaster was seen to end.
     died: Option<Instant>,
     seen: Seen,
-    log_size: u64,
+    seen_well: Mark,
     said: String,
     busy_said: Option<Instant>,
     /// Something other than a busy spell was said about a server that runs; its end is said too.
     trouble_said: bool,
     /// Since when systemd has been waiting for a server that is dead.
     stuck: Option<Instant>,
+}
+
+/// What was there before a look at a server: what comes behind it is news when that look finds it well. A session of ours lives
+/// on for a moment after the crash of another one is in the log.
+#[derive(Default)]
+struct Mark {
+    log_size: u64,
+    kills: Kills,
+}
+
+impl Mark {
+    fn of(cluster: &Cluster) -> Mark {
+        Mark { log_size: death::log_size(cluster), kills: Kills::of(&cluster.unit) }
+    }
 }
 
 /// Where a look at a cluster without a postmaster leads.
@@ -93,7 +108,7 @@ impl Sentry {
         Sentry {
             cluster: post.cluster(),
             config: post.config(),
-            log_size: keeper.log_size(),
+            seen_well: Mark { log_size: keeper.log_size(), kills: Kills::default() },
             keeper,
             handover: Handover::default(),
             sessions: Sessions::new(&name),
@@ -155,13 +170,14 @@ impl Sentry {
             }
             let began = Instant::now();
             let turn = async {
+                let mark = Mark::of(&self.cluster);
                 let now = look.look(&self.cluster, &self.config).await;
                 self.became(&now, state.as_ref(), answered.elapsed());
                 if now == State::Well {
                     answered = Instant::now();
                 }
                 state = Some(now);
-                self.act_on(state.as_ref(), &mut look).await;
+                self.act_on(state.as_ref(), &mut look, mark).await;
                 let heartbeat = self.config.watchdog.heartbeat;
                 // A server that is starting is looked at more often, to see the moment in which it is back.
                 let pause = if self.incident.is_some() { heartbeat.min(Duration::from_millis(100)) } else { heartbeat };
@@ -239,15 +255,22 @@ impl Sentry {
         }
     }
 
-    async fn act_on(&mut self, state: Option<&State>, look: &mut Look) {
+    async fn act_on(&mut self, state: Option<&State>, look: &mut Look, mark: Mark) {
         match state {
             Some(State::Well) => {
                 self.seen.well = true;
                 // The crash of one session ends all others, ours among them.
                 if std::mem::take(&mut look.cut_off) {
-                    self.crashes.enter(&self.name, &death::log_since(&self.cluster, self.log_size));
+                    let end = Mark::of(&self.cluster);
+                    let (log, killed) =
+                        (death::log_since(&self.cluster, self.seen_well.log_size), self.seen_well.kills.since());
+                    if let Some(last) = self.crashes.enter(&self.name, &log, killed.as_deref()) {
+                        self.ran_out_of_memory(Some(&last));
+                    }
+                    self.seen_well = end;
+                } else {
+                    self.seen_well = mark;
                 }
-                self.log_size = death::log_size(&self.cluster);
                 if let Some(beat) = look.beat {
                     // Who only looks on takes no room.
                     let heals = self.config.mode_of(&self.name) == Mode::Heal;
@@ -361,14 +384,24 @@ impl Sentry {
             return Ok(Next::Watch(postmaster));
         }
         let control = death::control(&self.cluster);
-        let log = death::log_since(&self.cluster, self.log_size);
+        let log = death::log_since(&self.cluster, self.seen_well.log_size);
         let end = death::judge(&unit, &control, self.seen, &log);
         let found = control.map_or_else(|e| e.to_string(), |state| format!("pg_control says \"{state}\""));
         match end {
-            End::Crash(why) => self.crashed("P1", &why, &found, &unit, umbrella.as_ref()).await,
+            End::Crash(why) => {
+                let by_kill = unit.exit_kind == 2 && unit.exit_status == 9;
+                match self.seen_well.kills.since().filter(|_| by_kill) {
+                    Some(shown) => {
+                        let end = format!("{why}, and that was the OOM killer: {shown}");
+                        self.crashed("M1", &end, &found, &log, &unit, umbrella.as_ref()).await
+                    }
+                    None => self.crashed("P1", &why, &found, &log, &unit, umbrella.as_ref()).await,
+                }
+            }
+            End::OutOfMemory(why) => self.crashed("M1", &why, &found, &log, &unit, umbrella.as_ref()).await,
             End::LockFileLost => {
                 let why = "it ended itself because its lock file was removed or replaced";
-                self.crashed("P8", why, &found, &unit, umbrella.as_ref()).await
+                self.crashed("P8", why, &found, &log, &unit, umbrella.as_ref()).await
             }
             End::StartFailed => {
                 self.post.set_state("not started");
@@ -445,6 +478,7 @@ impl Sentry {
         fault: &'static str,
         why: &str,
         found: &str,
+        log: &str,
         unit: &UnitState,
         umbrella: Option<&UnitState>,
     ) -> Result<Next> {
@@ -460,9 +494,22 @@ impl Sentry {
             self.leave(&format!("is only observed; else {} would be started now", self.cluster.unit));
             return Ok(Next::Wait);
         }
-        let died = self.died.unwrap_or_else(Instant::now);
-        let mut incident =
-            self.incident.take().unwrap_or_else(|| Incident::new(&self.name, fault, died, format!("{why}; {found}")));
+        let mut incident = match self.incident.take() {
+            Some(incident) => incident,
+            None => {
+                let died = self.died.unwrap_or_else(Instant::now);
+                let mut incident = Incident::new(&self.name, fault, died, format!("{why}; {found}"));
+                if fault == "M1" {
+                    let last = crash::find(log).into_iter().rfind(Crash::is_kill);
+                    incident.record.evidence.extend(last.as_ref().map(Crash::evidence).unwrap_or_default());
+                    // Else it was well in between, and this is the end of what was counted then.
+                    if last.is_some() || unit.was_killed() {
+                        self.ran_out_of_memory(last.as_ref());
+                    }
+                }
+                incident
+            }
+        };
         let tried = restart::restart(&self.post, &self.cluster, &self.config, &mut self.budget, &mut incident).await?;
         if !matches!(tried, Tried::Later(_)) {
             self.seen.died_starting = false;
@@ -488,6 +535,16 @@ impl Sentry {
                 Next::Wait
             }
         })
+    }
+
+    /// The OOM killer has ended a process of it. Not again and again: a person is told what to do.
+    fn ran_out_of_memory(&mut self, last: Option<&Crash>) {
+        let rule = &self.config.watchdog;
+        let times = self.budget.value.out_of_memory(rule, Stamp::now());
+        self.budget.save_or_warn();
+        if times == oom::TOLD_AT {
+            oom::tell(&self.cluster, last, times, rule.quiet);
+        }
     }
 
     /// It does not run, and that is somebody's wish, or nobody knows better.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use shared::client::{Refusal, Rows, Session};
-use shared::clock::Stamp;
+use shared::clock::{self, Stamp};
 use shared::cluster::Cluster;
 use shared::config::{Config, Mode, Policy};
 use shared::lock::Lock;
@@ -271,7 +271,7 @@ impl Sessions {
     async fn take_back(&mut self, scene: &Scene<'_>, session: &Session, standby: bool) {
         let Some(limit) = self.memory.value.limit.clone() else { return };
         if self.owed.as_ref().is_some_and(|(at, _)| Instant::now() < *at)
-            || Stamp::now().since(&limit.at) < scene.config.watchdog.sessions.connection_limit_for
+            || Stamp::now().since_with(&limit.at, clock::uptime()) < scene.config.watchdog.sessions.connection_limit_for
         {
             return;
         }
