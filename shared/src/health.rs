@@ -4,6 +4,7 @@
 //! postgres, so a program that runs as root takes what it says as a hint, never as a proof.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -136,6 +137,7 @@ pub struct Health {
     pub rehearsal: Rehearsal,
     pub replay: Replay,
     pub startup: Startup,
+    pub damage: Damage,
 }
 
 /// The last time the server's program read the configuration files without starting a server.
@@ -153,6 +155,18 @@ pub struct Rehearsal {
 pub struct Replay {
     pub lsn: String,
     pub since: Stamp,
+}
+
+/// What the server log last said of the disk or of damaged files, and how far the log was read.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Damage {
+    pub at: Stamp,
+    /// As in pg-recover's diagnosis; empty: nothing.
+    pub class: String,
+    pub message: String,
+    /// Lengths of the log files.
+    pub read: BTreeMap<PathBuf, u64>,
 }
 
 /// A server that is starting: the traces that its startup process leaves while it moves.

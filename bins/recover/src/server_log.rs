@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use shared::cluster::Cluster;
-
-use crate::meaning;
+use shared::meaning;
+use shared::server_log::files;
 
 /// FATAL lines of sessions, which say nothing about the server.
 const SESSIONS: &[&str] = &[
@@ -38,22 +38,6 @@ pub fn last_failure(text: &str, log_line_prefix: &str) -> Option<(String, Option
         class => class,
     };
     Some((message, class))
-}
-
-/// The file that the server writes to: the collector's newest one, else the one that pg_ctl gave it.
-fn files(cluster: &Cluster) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = cluster.log_file.iter().cloned().collect();
-    if matches!(cluster.setting("logging_collector"), Some("on" | "true" | "yes" | "1")) {
-        let folder = cluster.data_directory.join(cluster.setting("log_directory").unwrap_or("log"));
-        let newest = std::fs::read_dir(folder)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|e| e.path())
-            .max_by_key(|path| std::fs::metadata(path).and_then(|m| m.modified()).ok());
-        files.extend(newest);
-    }
-    files
 }
 
 /// How long each log file was at one moment: what comes behind that was written later.
