@@ -164,8 +164,33 @@ const CLASSES: &[Class] = &[
     Class {
         name: "S5",
         priority: Priority::P1,
-        rule: "It waits for the disk, or its recovery does not move; no restart makes a disk answer.",
+        rule: "It waits for the disk, or its recovery does not move, or a read or a flush failed; no restart mends a disk. A \
+               server that died of it is started once, and not again and again.",
         next: "Read journalctl -k and look after the disk.",
+    },
+    Class {
+        name: "S12",
+        priority: Priority::P2,
+        rule: "A page of a table or index is damaged. Only those who need it notice; what is on it is not given up for them.",
+        next: "Check the disk, and get the rows from a backup that was restored beside it.",
+    },
+    Class {
+        name: "S13",
+        priority: Priority::P2,
+        rule: "An index is damaged. It can be made anew from its table, if that one is in order.",
+        next: "pg_amcheck, then REINDEX INDEX CONCURRENTLY.",
+    },
+    Class {
+        name: "S15",
+        priority: Priority::P2,
+        rule: "A file of a table or index is shorter than it was, and rows are missing without an error.",
+        next: "Keep writes away from that table, and get the rows from a backup that was restored beside it.",
+    },
+    Class {
+        name: "S16",
+        priority: Priority::P2,
+        rule: "A file of a table or index is missing. A restart could make an empty one in its place.",
+        next: "Do not restart the cluster; look for the file in /proc/*/fd, or in a backup that was restored beside it.",
     },
     Class {
         name: "S6",

@@ -4,6 +4,7 @@
 //! postgres, so a program that runs as root takes what it says as a hint, never as a proof.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -137,6 +138,7 @@ pub struct Health {
     pub replay: Replay,
     pub startup: Startup,
     pub backups: Backups,
+    pub damage: Damage,
 }
 
 /// The last time the server's program read the configuration files without starting a server.
@@ -166,6 +168,18 @@ pub struct Backups {
     pub received: Stamp,
     /// How far WAL was written at that moment, in bytes from its beginning.
     pub written: u64,
+}
+
+/// What the server log last said of the disk or of damaged files, and how far the log was read.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Damage {
+    pub at: Stamp,
+    /// As in pg-recover's diagnosis; empty: nothing.
+    pub class: String,
+    pub message: String,
+    /// Lengths of the log files.
+    pub read: BTreeMap<PathBuf, u64>,
 }
 
 /// A server that is starting: the traces that its startup process leaves while it moves.

@@ -13,6 +13,7 @@ use crate::cluster::Cluster;
 use crate::control::{Control, ControlError};
 use crate::error::Result;
 use crate::evidence::Evidence;
+use crate::mount::Mounts;
 use crate::pidfile::LockFile;
 use crate::{process, wal};
 
@@ -117,6 +118,9 @@ fn directory(cluster: &Cluster, evidence: Option<&Evidence>) -> Vec<Obstacle> {
             return vec![obstacle("S6", message)];
         }
     };
+    if let Some(why) = read_only(data) {
+        return vec![obstacle("S4", why)];
+    }
     let mut found = Vec::new();
     if version != cluster.version {
         found.push(obstacle(
@@ -176,6 +180,17 @@ fn directory(cluster: &Cluster, evidence: Option<&Evidence>) -> Vec<Obstacle> {
         ));
     }
     found
+}
+
+/// Which volume of the cluster takes no writes (S4). No server starts there, and to write to it may do harm. As the owner.
+pub fn read_only(data: &Path) -> Option<String> {
+    let mounts = Mounts::now();
+    let links = std::fs::read_dir(data.join("pg_tblspc")).into_iter().flatten().flatten().map(|link| link.path());
+    [data.to_path_buf(), data.join("pg_wal")]
+        .into_iter()
+        .chain(links)
+        .find(|path| std::fs::metadata(path).is_ok_and(|meta| mounts.is_read_only(meta.dev())))
+        .map(|path| format!("the file system of {} is read-only", path.display()))
 }
 
 /// A tablespace whose volume is not mounted: crash recovery would make its files anew on the bare mount point, and the

@@ -5,24 +5,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::cluster::Cluster;
+use crate::meaning;
 
 const LIMIT: u64 = 64 << 10;
 
-/// What was logged behind `since`, and no more than the last 64 KiB of it.
-pub fn tail(file: &Path, since: u64) -> Result<String> {
-    // Without blocking on a pipe that somebody put there.
-    let mut file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file)?;
-    let length = file.metadata()?.len();
-    // A shorter file than before is a new one: it was rotated.
-    let since = if since <= length { since } else { 0 };
-    file.seek(SeekFrom::Start(since.max(length.saturating_sub(LIMIT))))?;
-    let mut bytes = Vec::new();
-    file.take(LIMIT).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// The file that the server writes to: the collector's newest one, else the one that pg_ctl gave it.
-fn files(cluster: &Cluster) -> Vec<PathBuf> {
+/// The files that the server writes to: the one that pg_ctl gave it, and the collector's newest one. As the owner.
+pub fn files(cluster: &Cluster) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = cluster.log_file.iter().cloned().collect();
     if matches!(cluster.setting("logging_collector"), Some("on" | "true" | "yes" | "1")) {
         let folder = cluster.data_directory.join(cluster.setting("log_directory").unwrap_or("log"));
@@ -35,6 +23,68 @@ fn files(cluster: &Cluster) -> Vec<PathBuf> {
         files.extend(newest);
     }
     files
+}
+
+/// How bad a line is, as far as it is of interest here (manual, table 20.2).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Level {
+    Error,
+    Fatal,
+    Panic,
+}
+
+const LEVELS: &[(&str, Option<Level>)] = &[
+    ("ERROR:  ", Some(Level::Error)),
+    ("FATAL:  ", Some(Level::Fatal)),
+    ("PANIC:  ", Some(Level::Panic)),
+    ("LOG:  ", None),
+    ("WARNING:  ", None),
+    ("DETAIL:  ", None),
+    ("CONTEXT:  ", None),
+    ("STATEMENT:  ", None),
+];
+
+/// Files below the data directory, as the server names them.
+const INSIDE: &[&str] = &["\"base/", "\"global/", "\"pg_"];
+
+/// What is said of the cluster's disk or of damaged files in each line of `log`: its class and the message. A statement that a
+/// client sent is no message, whatever is in it; and a file that it names, as in COPY, may be on any disk.
+pub fn of_storage(log: &str) -> impl Iterator<Item = (Level, &'static str, &str)> {
+    log.lines().filter(|line| !line.starts_with('\t')).filter_map(|line| {
+        let found = LEVELS.iter().filter_map(|(mark, level)| Some((line.find(mark)?, mark.len(), *level)));
+        let (at, length, level) = found.min_by_key(|(at, ..)| *at)?;
+        let (level, message) = (level?, line[at + length..].trim());
+        let class = meaning::class_of(message, None).filter(|class| meaning::is_of_storage(class))?;
+        let is_inside = || INSIDE.iter().any(|folder| message.contains(folder));
+        (level != Level::Error || !matches!(class, "S4" | "S5") || is_inside()).then_some((level, class, message))
+    })
+}
+
+/// One PANIC may be an accident; after three the server has begun anew twice, and met the same again.
+const ENOUGH_PANICS: usize = 3;
+
+/// Class and message of the last PANIC for the disk or damaged files, when `log` has so many that another start meets it again.
+pub fn panics(log: &str) -> Option<(&'static str, &str)> {
+    let panics: Vec<_> = of_storage(log).filter(|(level, ..)| *level == Level::Panic).collect();
+    panics.last().filter(|_| panics.len() >= ENOUGH_PANICS).map(|(_, class, message)| (*class, *message))
+}
+
+/// What was logged behind `since`, and no more than the last 64 KiB of it.
+pub fn tail(file: &Path, since: u64) -> Result<String> {
+    tail_within(file, since, LIMIT)
+}
+
+/// The same with a limit of one's own.
+pub fn tail_within(file: &Path, since: u64, limit: u64) -> Result<String> {
+    // Without blocking on a pipe that somebody put there.
+    let mut file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file)?;
+    let length = file.metadata()?.len();
+    // A shorter file than before is a new one: it was rotated.
+    let since = if since <= length { since } else { 0 };
+    file.seek(SeekFrom::Start(since.max(length.saturating_sub(limit))))?;
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// How long each log file was at one moment: what comes behind that was written later.
@@ -63,6 +113,20 @@ pub fn written(cluster: &Cluster, since: Option<&Mark>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_said_of_the_disk_is_told_apart_from_what_clients_send() {
+        let log = "2026-11-25 13:00:00 UTC [8] app@shop ERROR:  invalid page in block 7 of relation base/5/16391\n\
+            2026-11-25 13:00:00 UTC [8] app@shop STATEMENT:  SELECT 'ERROR:  invalid page in block'\n\
+            \tERROR:  invalid page in block\n\
+            2026-11-25 13:00:01 UTC [8] app@shop ERROR:  could not open file \"/cd/x\" for writing: Read-only file system\n\
+            2026-11-25 13:00:02 UTC [8] app@shop WARNING:  invalid page in block 0 of relation base/5/9_vm; zeroing out page\n\
+            2026-11-25 13:00:03 UTC [7] PANIC:  could not fsync file \"base/5/16391\": Input/output error\n";
+        let found: Vec<_> = of_storage(log).map(|(level, class, _)| (level, class)).collect();
+        assert_eq!(found, [(Level::Error, "S12"), (Level::Panic, "S5")]);
+        assert_eq!(panics(&log.repeat(2)), None);
+        assert_eq!(panics(&log.repeat(3)).map(|(class, _)| class), Some("S5"));
+    }
 
     #[test]
     fn only_what_is_new_is_read_and_all_of_a_rotated_file() {

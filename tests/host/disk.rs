@@ -17,7 +17,20 @@ impl Disk {
     /// Makes and mounts one; it has to be mounted again after a power cut ([`Disk::mount`]).
     pub(crate) fn attach(host: &Host, mount_point: &str, megabytes: u64) -> Disk {
         let name = mount_point.trim_matches('/').replace('/', "-");
-        let image = host.outside().join(format!("{name}.img"));
+        Disk::of(host, host.outside().join(format!("{name}.img")), mount_point, megabytes)
+    }
+
+    /// The same on a thin volume: its pool has room for so many megabytes only, and a write beyond that fails.
+    pub(crate) fn attach_thin(host: &Host, mount_point: &str, megabytes: u64, room: u64) -> Disk {
+        let name = mount_point.trim_matches('/').replace('/', "-");
+        // The reaper unmounts what has this name.
+        let pool = host.outside().join(format!("{name}.pool"));
+        fs::create_dir_all(&pool).expect("the run folder can be written");
+        outside(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={room}M"), "pool"]).arg(&pool));
+        Disk::of(host, pool.join("image"), mount_point, megabytes)
+    }
+
+    fn of(host: &Host, image: PathBuf, mount_point: &str, megabytes: u64) -> Disk {
         let file = fs::File::create(&image).expect("the run folder can be written");
         file.set_len(megabytes * 1024 * 1024).expect("the run folder has room");
         outside(
@@ -44,6 +57,29 @@ impl Disk {
     pub fn report_an_error(&self) {
         let name = self.device.trim_start_matches("/dev/");
         fs::write(format!("/sys/fs/ext4/{name}/trigger_fs_error"), "1").expect("the file system is mounted");
+    }
+
+    /// Nothing of it can be read any more that is not in memory: the kernel reports an I/O error.
+    pub fn lose_content(&self) {
+        fs::File::options()
+            .write(true)
+            .open(&self.image)
+            .and_then(|image| image.set_len(0))
+            .expect("the image is there");
+    }
+
+    /// The pool of a thin volume gets so much room.
+    pub fn give_room(&self, megabytes: u64) {
+        let pool = self.image.parent().expect("it is in its pool");
+        outside(Command::new("mount").args(["-o", &format!("remount,size={megabytes}M")]).arg(pool));
+    }
+
+    /// Takes it out of use, has it checked and mounts it again, as a person would. Nothing may be using it.
+    pub fn check_and_mount(&self, host: &Host) {
+        host.sh(&format!("umount {}", self.mount_point));
+        // 1: errors were corrected (e2fsck(8)).
+        host.sh(&format!("e2fsck -f -y {} || test $? -eq 1", self.device));
+        self.mount(host);
     }
 
     /// A copy of the disk as it is at this instant, without what only the machine's page cache holds: what a power cut leaves.

@@ -24,6 +24,9 @@ for backing in /sys/block/loop*/loop/backing_file; do
     esac
 done
 mountpoint -q "$dir/root" && umount --lazy "$dir/root"
+for pool in "$dir"/*.pool; do
+    mountpoint -q "$pool" && umount --lazy "$pool"
+done
 for _ in $(seq 100); do
     [ -d "$cgroup" ] || break
     find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null

@@ -486,10 +486,19 @@ impl Host {
 
     /// Moves the main cluster's data directory to a disk of its own, mounted at the same path, and starts it again.
     pub fn move_data_to_disk(&self, megabytes: u64) -> Disk {
+        self.move_data(|data| Disk::attach(self, data, megabytes))
+    }
+
+    /// The same on a thin volume, whose pool has room for so many megabytes only.
+    pub fn move_data_to_thin_disk(&self, megabytes: u64, room: u64) -> Disk {
+        self.move_data(|data| Disk::attach_thin(self, data, megabytes, room))
+    }
+
+    fn move_data(&self, attach: impl FnOnce(&str) -> Disk) -> Disk {
         let (unit, data) = (self.unit(), self.data_directory());
         self.operator_stops(&unit);
         self.sh(&format!("mv {data} {data}.moved && install -d -o postgres -g postgres -m 700 {data}"));
-        let disk = Disk::attach(self, &data, megabytes);
+        let disk = attach(&data);
         self.sh(&format!("chown postgres: {data} && chmod 700 {data} && cp -a {data}.moved/. {data} && rm -r {data}.moved {data}/lost+found"));
         self.sh(&format!("systemctl start {unit}"));
         self.wait_until_accepting(SOON);

@@ -67,6 +67,14 @@ const STATEMENTS: &[(&str, &str)] = &[
         "SELECT 'prepared', gid, owner, database, extract(epoch FROM clock_timestamp() - prepared)::bigint \
          FROM pg_prepared_xacts ORDER BY prepared LIMIT 1",
     ),
+    (
+        // NULL where the cluster has no data checksums (manual, pg_stat_database).
+        "damage",
+        "SELECT 'damage', sum(checksum_failures), \
+         extract(epoch FROM clock_timestamp() - max(checksum_last_failure))::bigint, \
+         string_agg(coalesce(datname, 'shared catalogs'), ', ') FILTER (WHERE checksum_failures > 0) \
+         FROM pg_stat_database",
+    ),
     // Before "pending": reading the files marks what differs from the running server.
     (
         "settings",

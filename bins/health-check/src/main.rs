@@ -5,6 +5,7 @@ mod catalog;
 mod certificate;
 mod count;
 mod credential;
+mod damage;
 mod forecast;
 mod host;
 mod pass;

@@ -8,7 +8,7 @@ use shared::client::{self, Refusal};
 use shared::clock::Stamp;
 use shared::cluster::{Cluster, Start};
 use shared::config::Config;
-use shared::health::{self, Health, Startup, Status};
+use shared::health::{self, Damage, Health, Startup, Status};
 use shared::pidfile::LockFile;
 use shared::state::State;
 use shared::{Error, process, standing, unit};
@@ -17,7 +17,7 @@ use crate::postmaster::{self, Facts};
 use crate::probe::{self, Answers, Questions};
 use crate::score::{self, Finding};
 use crate::startup::{self, Progress};
-use crate::{backup, certificate, count, forecast, settings, standby, volume};
+use crate::{backup, certificate, count, damage, forecast, settings, standby, volume};
 
 /// After that time a cluster's thread is given up, and its pass has failed; the unit has 50 s.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -103,7 +103,7 @@ impl Pass {
             self.enter(&mut outcome, &mut state, false, now, || None);
             return outcome;
         }
-        let disks = look_at_disks(cluster);
+        let disks = look_at_disks(cluster, &state.value.damage);
         let facts = Facts::look(cluster);
         let last = &mut state.value;
         let (findings, role, progress) = self.examine(cluster, &facts, &disks, last, &now);
@@ -193,6 +193,7 @@ impl Pass {
         }
         match disks.recv_timeout(DISK_PATIENCE) {
             Ok(disks) => {
+                damage::note(&mut last.damage, disks.log, now);
                 findings.extend(volume::judge(&disks.volumes, config));
                 last.rehearsal = settings::rehearsal(cluster, &last.rehearsal, disks.signature, facts.runs());
                 findings.extend(settings::judge(facts.runs(), answers.catalog.as_ref(), Some(&last.rehearsal)));
@@ -202,6 +203,7 @@ impl Pass {
                 findings.push(Finding::critical("disk_unexamined", message));
             }
         }
+        findings.push(damage::judge(cluster, &last.damage, &answers, now));
         if let Some(file) = certificate_file(cluster, &answers) {
             let looked = certificate::look(cluster, &file);
             findings.push(certificate::judge(&looked, now.wall as i64, config));
@@ -228,16 +230,25 @@ impl Pass {
 struct Disks {
     volumes: Vec<Result<volume::Volume, String>>,
     signature: String,
+    log: damage::Log,
 }
 
 /// In a thread of its own: a dead network file system never answers.
-fn look_at_disks(cluster: &Cluster) -> mpsc::Receiver<Disks> {
+fn look_at_disks(cluster: &Cluster, damage: &Damage) -> mpsc::Receiver<Disks> {
     let (sender, receiver) = mpsc::channel();
-    let cluster = cluster.clone();
+    let (cluster, read) = (cluster.clone(), damage.read.clone());
     std::thread::spawn(move || {
-        let looked =
-            cluster.owner.act(|| Disks { volumes: volume::look(&cluster), signature: settings::signature(&cluster) });
-        let disks = looked.unwrap_or_else(|e| Disks { volumes: vec![Err(e.message)], signature: String::new() });
+        let looked = cluster.owner.act(|| Disks {
+            volumes: volume::look(&cluster),
+            signature: settings::signature(&cluster),
+            log: damage::read(&cluster, &read),
+        });
+        let nothing = |why: Error| Disks {
+            volumes: vec![Err(why.message)],
+            signature: String::new(),
+            log: damage::Log::default(),
+        };
+        let disks = looked.unwrap_or_else(nothing);
         let _ = sender.send(disks);
     });
     receiver

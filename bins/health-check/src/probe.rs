@@ -9,6 +9,7 @@ use shared::Error;
 use shared::client::{Address, Refusal, Session, Target, retry};
 use shared::cluster::Cluster;
 use shared::config::{Application, Health};
+use shared::meaning;
 use shared::pidfile::PidFile;
 
 use crate::catalog::{self, Catalog};
@@ -415,8 +416,29 @@ fn judge_query(query: &Result<Duration, Refusal>, config: &Health) -> Finding {
             name,
             format!("a trivial query had no answer within {}s", config.query_fail.as_secs_f64()),
         ),
-        Err(refusal) => Finding::critical(name, format!("a trivial query failed: {refusal}")),
+        Err(refusal) => {
+            let finding = Finding::critical(name, format!("a trivial query failed: {refusal}"));
+            if of_storage(refusal).is_some() { finding.without_recovery() } else { finding }
+        }
     }
+}
+
+/// The class of an answer that is about the disk or damaged files: the server is alive, and no restart makes it better.
+fn of_storage(refusal: &Refusal) -> Option<&'static str> {
+    let Refusal::Server(code, text) = refusal else { return None };
+    meaning::class_of(text, Some(code)).filter(|class| meaning::is_of_storage(class))
+}
+
+/// The first answer of that kind, with its class.
+pub fn met_damage(answers: &Answers) -> Option<(&'static str, String)> {
+    let login = answers.connect.as_ref().err().and_then(|refusal| match refusal {
+        Refusal::Server(code, text) => Some((meaning::of_refused_login(text, code)?, refusal)),
+        _ => None,
+    });
+    let query = answers.query.as_ref().and_then(|query| query.as_ref().err());
+    let write = answers.write.as_ref().and_then(|write| if let Write::Refused(why) = write { Some(why) } else { None });
+    let later = [query, write].into_iter().flatten().find_map(|refusal| Some((of_storage(refusal)?, refusal)));
+    login.or(later).map(|(class, refusal)| (class, refusal.to_string()))
 }
 
 fn judge_write(write: &Write) -> Finding {
@@ -443,6 +465,9 @@ fn judge_write(write: &Write) -> Finding {
         // neither better.
         Write::Refused(Refusal::Server(code, text)) if code.starts_with("53") || code == "54000" => {
             Finding::critical(name, format!("a write failed: {text} ({code})")).without_recovery()
+        }
+        Write::Refused(refusal) if of_storage(refusal).is_some() => {
+            Finding::critical(name, format!("a write failed: {refusal}")).without_recovery()
         }
         Write::Refused(refusal) => Finding::critical(name, format!("a write failed: {refusal}")),
     }
@@ -525,9 +550,11 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_fails_for_want_of_space_asks_for_no_restart() {
+    fn a_write_that_fails_for_want_of_space_or_for_damage_asks_for_no_restart() {
         let refused = |code: &str| judge_write(&Write::Refused(Refusal::Server(code.into(), String::new())));
-        for (code, escalates) in [("53100", false), ("54000", false), ("58030", true), ("XX000", true)] {
+        for (code, escalates) in
+            [("53100", false), ("54000", false), ("58030", false), ("XX001", false), ("XX000", true)]
+        {
             let finding = refused(code);
             assert_eq!((finding.check.status, finding.escalates), (Status::Critical, escalates), "{code}");
         }

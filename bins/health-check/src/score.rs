@@ -36,6 +36,7 @@ pub fn class(name: &str) -> Class {
         | "slots"
         | "certificate"
         | "synchronous_standby"
+        | "damage"
         | "replay" => Class::Capacity,
         name if name.ends_with("_forecast") => Class::Upkeep,
         name if name.starts_with("disk_") || name.starts_with("inodes_") => Class::Capacity,

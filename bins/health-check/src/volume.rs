@@ -3,10 +3,10 @@
 use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::sys::stat::{major, minor};
 use nix::sys::statvfs::statvfs;
 use shared::cluster::Cluster;
 use shared::config::Health;
+use shared::mount::Mounts;
 
 use crate::score::{Finding, word};
 
@@ -39,11 +39,11 @@ pub fn look(cluster: &Cluster) -> Vec<Result<Volume, String>> {
     }
     let links = std::fs::read_dir(cluster.data_directory.join("pg_tblspc")).into_iter().flatten().flatten();
     places.extend(links.map(|l| (format!("tablespace_{}", l.file_name().to_string_lossy()), l.path())));
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = Mounts::now();
     group(places.into_iter().map(|(role, path)| measure(role, path, &mounts)).collect())
 }
 
-fn measure(role: String, path: PathBuf, mounts: &str) -> Result<Volume, String> {
+fn measure(role: String, path: PathBuf, mounts: &Mounts) -> Result<Volume, String> {
     let failed = |e: String| format!("the {role} volume at {} cannot be examined: {e}", path.display());
     let device = std::fs::metadata(&path).map_err(|e| failed(e.to_string()))?.st_dev();
     let stat = statvfs(&path).map_err(|e| failed(e.desc().into()))?;
@@ -60,21 +60,9 @@ fn measure(role: String, path: PathBuf, mounts: &str) -> Result<Volume, String> 
             let (all, free) = (stat.files(), stat.files_available());
             (percent(all.saturating_sub(free), all), free)
         }),
-        read_only: is_read_only(mounts, device),
+        read_only: mounts.is_read_only(device),
         path,
     })
-}
-
-/// Whether the file system itself is read-only. The flag that statvfs(3) has would not do: the sandbox of the unit
-/// mounts everything read-only for this program. The last field of mountinfo has the options of the file system, also
-/// ext4's `emergency_ro` (proc_pid_mountinfo(5)).
-fn is_read_only(mounts: &str, device: u64) -> bool {
-    let id = format!("{}:{}", major(device), minor(device));
-    mounts
-        .lines()
-        .filter(|line| line.split(' ').nth(2) == Some(id.as_str()))
-        .filter_map(|line| line.rsplit(' ').next())
-        .any(|options| options.split(',').any(|o| o == "ro" || o == "emergency_ro"))
 }
 
 fn group(measured: Vec<Result<Volume, String>>) -> Vec<Result<Volume, String>> {
@@ -109,7 +97,11 @@ pub fn judge(volumes: &[Result<Volume, String>], config: &Health) -> Vec<Finding
         let (end, grows) =
             (format!("the {roles} volume at {at} will be full"), format!("du -xhD --threshold=100M {path}"));
         let finding = if volume.read_only {
-            Finding::critical(&name, format!("the {roles} volume at {at} is read-only")).value(volume.used, "%")
+            let message = format!(
+                "the {roles} volume at {at} is read-only, which the kernel does after an error of the disk (journalctl -k): stop \
+                 what uses it, unmount it, check it (fsck) and mount it again; do not remount it unchecked"
+            );
+            Finding::critical(&name, message).value(volume.used, "%")
         } else {
             let message =
                 format!("{:.0}% of the {roles} volume at {at} is used, {} MB are free", volume.used, volume.free >> 20);
@@ -157,14 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_that_went_read_only_is_critical_and_the_sandbox_is_not() {
-        let line = |mount: &str, options: &str| {
-            format!("22 1 8:1 / / {mount} shared:1 - ext4 /dev/sda1 {options}\n23 1 8:2 / /x ro - ext4 /dev/b rw\n")
-        };
-        let device = nix::sys::stat::makedev(8, 1);
-        assert!(!is_read_only(&line("ro,nosuid", "rw,errors=remount-ro"), device));
-        assert!(is_read_only(&line("rw", "ro,errors=remount-ro"), device));
-        assert!(is_read_only(&line("rw", "rw,emergency_ro"), device));
+    fn a_file_system_that_went_read_only_is_critical() {
         let mut lost = volume("data", 1, 10.0).unwrap();
         lost.read_only = true;
         assert_eq!(judge(&[Ok(lost)], &Health::default())[0].check.status, Status::Critical);

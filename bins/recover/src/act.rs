@@ -21,7 +21,9 @@ use shared::pidfile::{self, LockFile};
 use shared::point::Copy;
 use shared::process::{self, Pidfd, Process};
 use shared::standing::Standing;
-use shared::{Error, Result, ballast, command, point, prestart, server_log, socket, standing, state, terminals, unit};
+use shared::{
+    Error, Result, ballast, command, meaning, point, prestart, server_log, socket, standing, state, terminals, unit,
+};
 
 use crate::control_file;
 use crate::facts::{self, Facts, Memory};
@@ -457,11 +459,20 @@ impl Actor<'_> {
             let Err(last) = self.connect(Duration::from_secs(2)) else {
                 return Ok(format!("it answers after {}ms", began.elapsed().as_millis()));
             };
+            if let Refusal::Server(code, message) = &last
+                && meaning::of_refused_login(message, code).is_some()
+            {
+                return Err(Error::failed(format!("it runs, and nobody can log in: {last}")));
+            }
             // Each question to systemd costs more than a connection that nobody takes.
             if began.elapsed() > Duration::from_millis(300) {
                 let now = unit::show_one(&cluster.unit)?;
                 if !now.job && matches!(now.active.as_str(), "failed" | "inactive") {
                     return Err(Error::failed(format!("systemd says that the start failed ({})", now.result)));
+                }
+                let log = server_log::written(cluster, memory.log_mark.as_ref());
+                if let Some((_, message)) = server_log::panics(&log) {
+                    return Err(Error::failed(format!("it begins anew again and again: {message}")));
                 }
                 let family = process::family(&cluster.data_directory, &cluster.owner)?;
                 if matches!(last, Refusal::Starting(_)) && facts::startup_moves(&family, Duration::from_secs(3)) {

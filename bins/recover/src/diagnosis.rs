@@ -4,12 +4,12 @@ use serde::Serialize;
 use shared::client::Refusal;
 use shared::config::{Config, OnCleanStop, SocketRestart};
 use shared::control::{ControlError, DbState};
+use shared::meaning;
 use shared::pidfile::LockFile;
 use shared::process::{Identity, Process};
 use shared::standing::Standing;
 
 use crate::facts::{Facts, STARTUP_IS_STUCK, SocketLost};
-use crate::meaning;
 
 /// What is wrong, by the classes of the fault table in the README. What is not among them is `Unknown`.
 #[derive(Clone, Debug, PartialEq)]
@@ -188,6 +188,9 @@ fn running(facts: &Facts, config: &Config, evidence: &mut Vec<String>) -> Fault 
     let answered = facts.connection.as_ref().err().is_none_or(Refusal::is_answer);
     // A start of pg_ctlcluster waits for ever beside a server whose lock file is lost.
     let may_be_ending = facts.unit.active == "deactivating" || (facts.unit.job && facts.connection.is_err());
+    if let Some(class) = storage_fails(facts, evidence).filter(|_| !postmaster.is_stopped()) {
+        return Fault::NotOurs(class);
+    }
     match &facts.connection {
         // Silent, or without its sockets because the signal met it while it was starting or stopping.
         _ if postmaster.is_stopped() && !answered => Fault::Stopped,
@@ -267,6 +270,24 @@ fn running(facts: &Facts, config: &Config, evidence: &mut Vec<String>) -> Fault 
     }
 }
 
+/// The class, when nobody is let in because the disk fails or system catalogs are damaged. No restart heals that, and each one
+/// writes to that disk; wrongly diagnosed, a person is told of a server that somebody else has to restart.
+fn storage_fails(facts: &Facts, evidence: &mut Vec<String>) -> Option<&'static str> {
+    let refusal = facts.connection.as_ref().err()?;
+    if let Some(why) = &facts.read_only {
+        evidence.push(why.clone());
+        return Some("S4");
+    }
+    match (refusal, &facts.panics) {
+        (Refusal::Server(code, message), _) => meaning::of_refused_login(message, code),
+        (Refusal::Starting(_), Some((class, message))) => {
+            evidence.push(format!("it begins anew again and again, and ends each time with: {message}"));
+            Some(class)
+        }
+        _ => None,
+    }
+}
+
 /// Wrongly diagnosed, a process goes on that somebody had stopped with a signal: it does what it would have done anyway.
 fn child_stopped(facts: &Facts, evidence: &mut Vec<String>) -> Fault {
     evidence.extend(facts.stopped_children.iter().map(|p| format!("\"{}\" (PID {}) is stopped", p.title(), p.pid)));
@@ -329,7 +350,7 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
         let worst = obstacles.find(|o| !later(o.fault)).map_or("unknown", |o| o.fault);
         return match (worst, &facts.control_copy) {
             // Without pg_control it cannot be told whether it was stopped cleanly; what the unit says has to do.
-            ("S2" | "S7" | "S8", _) | ("S9", Ok(())) if may_be_on_purpose(facts) => Fault::StoppedOnPurpose,
+            ("S2" | "S4" | "S7" | "S8", _) | ("S9", Ok(())) if may_be_on_purpose(facts) => Fault::StoppedOnPurpose,
             // The data directory is known by its pg_control: without one nobody gives it another mode.
             ("S7", Ok(())) => Fault::ControlFile,
             ("S7", _) => Fault::Mode,

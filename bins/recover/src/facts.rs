@@ -83,6 +83,10 @@ pub struct Facts {
     pub stopped_children: Vec<Process>,
     /// Somebody has hold of its processes on purpose; reads on from "it ".
     pub held: Option<&'static str>,
+    /// Which volume takes no writes; only looked at when nobody is let in. Without a postmaster it is an obstacle.
+    pub read_only: Option<String>,
+    /// What the server has died of again and again since it was last well, without its postmaster ending: its disk.
+    pub panics: Option<(&'static str, String)>,
     /// Why a start is not safe; only looked at when no postmaster runs.
     pub obstacles: Vec<Obstacle>,
     /// What in the data directory has a mode with which its owner cannot use it.
@@ -277,8 +281,15 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
             .map(|(file, now)| (file.clone(), known(&file).unwrap_or(now)))
             .collect()
     });
-    let log = if down { shared::server_log::written(cluster, Some(&since)) } else { String::new() };
+    let log =
+        if down || connection.is_err() { shared::server_log::written(cluster, Some(&since)) } else { String::new() };
     Ok(Facts {
+        read_only: if !down && connection.is_err() {
+            cluster.owner.act(|| prestart::read_only(&cluster.data_directory))?
+        } else {
+            None
+        },
+        panics: shared::server_log::panics(&log).map(|(class, message)| (class, message.to_string())),
         saved_lock_file: saved_lock_file(cluster, &family),
         stopped_children,
         held,

@@ -6,7 +6,6 @@ mod diagnosis;
 mod facts;
 mod history;
 mod learn;
-mod meaning;
 mod operator;
 mod plan;
 mod recovery;

@@ -326,6 +326,8 @@ mod tests {
             waits_for_wal: false,
             stopped_children: Vec::new(),
             held: None,
+            read_only: None,
+            panics: None,
             obstacles: Vec::new(),
             wrong_modes: Vec::new(),
             ballast: 0,
@@ -458,7 +460,11 @@ mod tests {
             connection: Err(Refusal::Timeout),
             ..well()
         };
-        let recovering = Facts { connection: Err(Refusal::Starting("x".into())), moves: true, ..well() };
+        let recovering = || Facts { connection: Err(Refusal::Starting("x".into())), moves: true, ..well() };
+        let refuses = |code: &str, message: &str| Facts {
+            connection: Err(Refusal::Server(code.into(), message.into())),
+            ..well()
+        };
         let unclear =
             Facts { family: Family { unclear: vec![5], ..Family::default() }, obstacles: obstacle("P9"), ..killed() };
         let debugged = Facts { held: Some("is being debugged"), connection: Err(Refusal::Timeout), ..well() };
@@ -485,7 +491,7 @@ mod tests {
             (well(), "none"),
             (busy, "H2"),
             (disk, "S5"),
-            (recovering, "H2"),
+            (recovering(), "H2"),
             (unclear, "P9"),
             (debugged, "O1"),
             (debugged_child, "O1"),
@@ -508,6 +514,13 @@ mod tests {
             (Facts { lock_owner: Some(Identity::Unclear), ..killed() }, "P7"),
             (Facts { standing: Standing::Left("is paused".into()), ..killed() }, "O1"),
             (Facts { connection: Err(Refusal::Server("42501".into(), "x".into())), ..well() }, "unknown"),
+            (refuses("42501", "could not open file \"global/2676\": Read-only file system"), "S4"),
+            (Facts { read_only: Some("x".into()), ..refuses("42501", "in another language") }, "S4"),
+            (refuses("58030", "could not read block 0 in file \"base/5/1259\": Input/output error"), "S5"),
+            (refuses("XX001", "invalid page in block 0 of relation base/5/1259"), "S17"),
+            (Facts { panics: Some(("S5", "x".into())), ..recovering() }, "S5"),
+            (Facts { obstacles: obstacle("S4"), ..killed() }, "S4"),
+            (Facts { started_by_us: true, failure: Some(("x".into(), Some("S17"))), ..killed() }, "S17"),
         ] {
             assert_eq!(decide(&facts, &[]), (class, vec![]));
         }
@@ -535,7 +548,9 @@ mod tests {
     #[test]
     fn a_clean_stop_is_respected_until_the_checks_ask() {
         assert_eq!(decide(&stopped(), &[]), ("O1", vec![]));
-        assert_eq!(decide(&Facts { obstacles: obstacle("S7"), ..stopped() }, &[]), ("O1", vec![]));
+        for fault in ["S4", "S7"] {
+            assert_eq!(decide(&Facts { obstacles: obstacle(fault), ..stopped() }, &[]), ("O1", vec![]));
+        }
         assert_eq!(decide(&Facts { asked_by_checks: true, ..stopped() }, &[]), ("O1", vec!["start"]));
         // A start that failed since: as Debian's unit ends then, and one that starts postgres itself.
         for (result, exit_kind, exit_status) in [("protocol", 0, 0), ("exit-code", 1, 1)] {

@@ -15,12 +15,11 @@ use shared::record::{self, Record, StepRecord};
 use shared::standing::{self, Verdict};
 use shared::state::State;
 use shared::verify::{Unproven, verify};
-use shared::{Error, Result, fault, health, server_log, terminals};
+use shared::{Error, Result, fault, health, meaning, server_log, terminals};
 
 use crate::act::Actor;
 use crate::diagnosis::{Diagnosis, Fault, diagnose};
 use crate::facts::{self, Facts, Memory};
-use crate::meaning;
 use crate::operator;
 use crate::plan::{Planned, Step, plan};
 use crate::report;
@@ -402,6 +401,11 @@ impl<'a> Recovery<'a> {
             return self.require_a_person("two recoveries in a row met the same failure, which is not known", "failed");
         }
         self.verdict.save_or_warn();
+        if meaning::is_of_storage(diagnosis.fault.class()) {
+            // Not for the death that it caused first.
+            self.record.fault = diagnosis.fault.class().into();
+            return self.require_a_person("a start meets the same again, so no more will be tried", "manual");
+        }
         self.failed()
     }
 

@@ -1,6 +1,6 @@
 //! The end of the server log, and what its last FATAL or PANIC means.
 
-use crate::meaning;
+use shared::meaning;
 
 /// FATAL lines of sessions, which say nothing about the server.
 const SESSIONS: &[&str] = &[

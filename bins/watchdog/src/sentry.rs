@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use shared::Result;
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
@@ -14,6 +15,7 @@ use shared::lock::Lock;
 use shared::log::{FAULT, LEFT_ALONE};
 use shared::pidfile::LockFile;
 use shared::process::{self, Identity, Pidfd, Process};
+use shared::server_log::{self, Level};
 use shared::standing::{self, Standing, Verdict};
 use shared::state::State as StateFile;
 use shared::unit::{UnitState, control_group};
@@ -61,6 +63,8 @@ pub struct Sentry {
     trouble_said: bool,
     /// Since when systemd has been waiting for a server that is dead.
     stuck: Option<Instant>,
+    /// Length of the server's log when it was last searched for panics.
+    panics_at: u64,
 }
 
 /// What was there before a look at a server: what comes behind it is news when that look finds it well. A session of ours lives
@@ -121,6 +125,7 @@ impl Sentry {
             busy_said: None,
             trouble_said: false,
             stuck: None,
+            panics_at: 0,
             name,
             post,
         }
@@ -221,8 +226,12 @@ impl Sentry {
             }
             State::OutOfSlots => log::warn!(PG_CLUSTER = name, PG_FAULT = "L1";
                 "cluster {cluster} has no connection slot left"),
-            State::Refusing(why) => log::warn!(PG_CLUSTER = name;
+            State::Refusing { why, fault: None } => log::warn!(PG_CLUSTER = name;
                 "cluster {cluster} lets nobody in: {why}; left to pg-health-check"),
+            State::Refusing { why, fault: Some(fault) } => {
+                log::error!(MESSAGE_ID = FAULT, PG_CLUSTER = name, PG_FAULT = fault;
+                "cluster {cluster} lets nobody in: {why}")
+            }
             State::SocketGone => log::warn!(PG_CLUSTER = name, PG_FAULT = "P12";
                 "cluster {cluster} runs, and there is no socket for its clients"),
             State::Traced => log::warn!(MESSAGE_ID = LEFT_ALONE, PG_CLUSTER = name;
@@ -291,6 +300,10 @@ impl Sentry {
                 }
             }
             Some(State::Hung(why)) => self.hand_over("P2", &format!("its postmaster hangs: {why}")),
+            Some(State::Refusing { why, fault: Some(fault) }) => {
+                self.hand_over(fault, &format!("its server runs, and lets nobody in: {why}"));
+            }
+            Some(State::Starting | State::Recovering { .. }) => self.look_for_panics(),
             Some(State::LockFileLost) => self.hand_over("P8", "its server runs without its lock file"),
             Some(State::SocketGone) if look.lock_file.as_ref().is_some_and(|(file, _)| file.socket().is_some()) => {
                 self.hand_over("P12", "its server runs, and its socket is gone");
@@ -300,6 +313,18 @@ impl Sentry {
         if let Some(state @ (State::Well | State::Busy | State::OutOfSlots)) = state {
             let scene = Scene { post: &self.post, cluster: &self.cluster, config: &self.config, look };
             self.sessions.attend(&scene, state).await;
+        }
+    }
+
+    /// The server itself begins anew after a PANIC, and for ever where each recovery meets the next one.
+    fn look_for_panics(&mut self) {
+        let size = death::log_size(&self.cluster);
+        if std::mem::replace(&mut self.panics_at, size) == size {
+            return;
+        }
+        let log = death::log_since(&self.cluster, self.seen_well.log_size);
+        if let Some((fault, message)) = server_log::panics(&log) {
+            self.hand_over(fault, &format!("it begins anew again and again, and ends each time with: {message}"));
         }
     }
 
@@ -387,6 +412,19 @@ impl Sentry {
         let log = death::log_since(&self.cluster, self.seen_well.log_size);
         let end = death::judge(&unit, &control, self.seen, &log);
         let found = control.map_or_else(|e| e.to_string(), |state| format!("pg_control says \"{state}\""));
+        // Its own last word, and not that of a session before somebody killed it. A PANIC ends in SIGABRT.
+        let ended_itself =
+            unit.exit_kind == 1 || unit.exit_status == Signal::SIGABRT as i32 || unit.result == "protocol";
+        let last = server_log::of_storage(&log).filter(|(level, ..)| *level != Level::Error).last();
+        if let (End::Crash(why), Some((_, fault, message))) = (&end, last.filter(|_| ended_itself)) {
+            self.post.set_state("crashed");
+            if let Some(incident) = self.incident.take() {
+                incident.close("failed");
+            }
+            // One start is for pg-recover to try; a budget of them would only wear the disk.
+            self.hand_over(fault, &format!("{why}; its last word was: {message}"));
+            return Ok(Next::Wait);
+        }
         match end {
             End::Crash(why) => {
                 let by_kill = unit.exit_kind == 2 && unit.exit_status == 9;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use shared::client::Refusal;
+use shared::meaning;
 
 /// Silent connections in a row after which a postmaster that moves counts as busy, not as a chance delay.
 const SILENT_IS_BUSY: u32 = 2;
@@ -61,8 +62,11 @@ pub enum State {
     /// Slow or silent, but it moves.
     Busy,
     OutOfSlots,
-    /// It answers, and lets nobody in.
-    Refusing(String),
+    /// It answers, and lets nobody in; with the class when that is for its disk or for damage.
+    Refusing {
+        why: String,
+        fault: Option<&'static str>,
+    },
     /// It runs, and there is no socket where it had one.
     SocketGone,
     /// In somebody's debugger.
@@ -99,7 +103,13 @@ pub fn classify(facts: &Facts) -> State {
         // Before it listens, it starts.
         Some(Err(Refusal::NoSocket | Refusal::Refused)) if facts.startup.is_some() => starting(facts),
         Some(Err(Refusal::NoSocket)) if facts.refused >= 2 => State::SocketGone,
-        Some(Err(refusal)) if facts.refused >= 2 => State::Refusing(refusal.to_string()),
+        Some(Err(refusal)) if facts.refused >= 2 => {
+            let fault = match refusal {
+                Refusal::Server(code, message) => meaning::of_refused_login(message, code),
+                _ => None,
+            };
+            State::Refusing { why: refusal.to_string(), fault }
+        }
         Some(Err(_)) => State::Suspect,
     }
 }
@@ -136,7 +146,7 @@ impl State {
             State::Stopping => "stopping",
             State::Busy => "busy",
             State::OutOfSlots => "out of connection slots",
-            State::Refusing(_) => "refusing connections",
+            State::Refusing { .. } => "refusing connections",
             State::SocketGone => "without its socket",
             State::Traced => "in a debugger",
             State::Frozen => "frozen",
@@ -227,7 +237,9 @@ mod tests {
         assert_eq!(of(Refusal::OutOfSlots(String::new()), 1), State::OutOfSlots);
         assert_eq!(of(Refusal::NotAllowed(String::new()), 1), State::Well);
         assert_eq!(of(Refusal::Broken("reset".into()), 1), State::Suspect);
-        assert!(matches!(of(Refusal::Broken("reset".into()), 2), State::Refusing(_)));
+        assert!(matches!(of(Refusal::Broken("reset".into()), 2), State::Refusing { fault: None, .. }));
+        let damaged = Refusal::Server("XX001".into(), "FATAL: invalid page in block 0 of relation base/5/1259".into());
+        assert!(matches!(of(damaged, 2), State::Refusing { fault: Some("S17"), .. }));
         assert_eq!((of(Refusal::NoSocket, 1), of(Refusal::NoSocket, 2)), (State::Suspect, State::SocketGone));
     }
 

@@ -1,7 +1,7 @@
 //! What a fault means and what a person is to type: one table, by class, for the words of a server that could not start and
 //! for everything that is handed over. A new fault is a new row.
 
-use shared::cluster::Cluster;
+use crate::cluster::Cluster;
 
 pub struct Meaning {
     pub class: &'static str,
@@ -104,25 +104,30 @@ const TABLE: &[Meaning] = &[
         sqlstates: &[],
     },
     Meaning {
-        class: "S2",
-        means: "there is no room for WAL",
-        advice: "Make room on the volume of {data}/pg_wal, or make it larger; never remove anything in pg_wal.",
-        words: &[&["No space left on device"]],
-        sqlstates: &["53100"],
-    },
-    Meaning {
         class: "S4",
         means: "its file system is read-only",
-        advice: "dmesg tells why. Unmount it, check it (fsck), mount it, then: systemctl start {unit}.",
+        advice: "journalctl -k tells why: the kernel does that after an error of the disk. Stop what uses the volume, unmount it, \
+                 check it (fsck), mount it, then: systemctl start {unit}. Do not remount it unchecked, do not remove postmaster.pid \
+                 as the server advises, never initdb.",
         words: &[&["Read-only file system"]],
         sqlstates: &[],
     },
     Meaning {
         class: "S5",
-        means: "it waits for the disk, or its recovery does not move",
-        advice: "dmesg tells what the disk has. Copy {data} from a disk that fails before anything else.",
-        words: &[&["Input/output error"]],
+        means: "its disk fails, or it waits for the disk, or its recovery does not move",
+        advice: "journalctl -k tells what the disk has. Copy {data} from a disk that fails before anything else; when the disk is \
+                 in order again, check the file system (fsck), then: systemctl start {unit}. Never fsync = off, never \
+                 data_sync_retry = on.",
+        // A thin volume whose pool is full says so only when data is flushed; df shows room.
+        words: &[&["Input/output error"], &["could not fsync file", "No space left on device"]],
         sqlstates: &["58030"],
+    },
+    Meaning {
+        class: "S2",
+        means: "there is no room for WAL",
+        advice: "Make room on the volume of {data}/pg_wal, or make it larger; never remove anything in pg_wal.",
+        words: &[&["No space left on device"]],
+        sqlstates: &["53100"],
     },
     Meaning {
         class: "S7",
@@ -174,9 +179,55 @@ const TABLE: &[Meaning] = &[
     Meaning {
         class: "S17",
         means: "a system catalog or the map to it is damaged",
-        advice: "Keep a copy of {data} before anything else, then restore a backup.",
-        words: &[&["relation mapping file"], &["invalid page in block"]],
+        advice: "Keep a copy of {data} before anything else, check the disk (journalctl -k), then restore a backup beside it \
+                 (pg-backup restore --latest --to DIRECTORY). Never initdb, never zero_damaged_pages, no edits in single-user mode.",
+        words: &[&["relation mapping file"], &["pg_filenode.map"]],
         sqlstates: &[],
+    },
+    Meaning {
+        class: "S15",
+        means: "a file of a table or index is shorter than it was",
+        advice: "Keep everybody from writing to that table, or stop the cluster (systemctl stop {unit}): new rows would be put where \
+                 the lost ones were. Keep a copy of {data}, then restore a backup beside it (pg-backup restore --latest --to \
+                 DIRECTORY) and take the rows from there. Its name: SELECT pg_filenode_relation(0, number of the file), in the \
+                 database whose oid is the folder's name.",
+        words: &[&["could not read block", "read only"]],
+        sqlstates: &[],
+    },
+    Meaning {
+        class: "S13",
+        means: "an index is damaged",
+        advice: "Check the disk (journalctl -k). When pg_amcheck finds its table in order: REINDEX INDEX CONCURRENTLY. Do not drop a \
+                 unique index, and no REINDEX while its table is damaged as well.",
+        words: &[&["contains corrupted page at block"], &["contains unexpected zero page at block"]],
+        sqlstates: &["XX002"],
+    },
+    Meaning {
+        class: "S16",
+        means: "a file of a table or index is missing",
+        advice: "Do not restart the cluster, for a process of it may still have that file open (ls -l /proc/*/fd, \"(deleted)\"), and \
+                 make no empty file in its place. Keep a copy of {data}, then restore a backup beside it (pg-backup restore \
+                 --latest --to DIRECTORY) and take the rows from there. Its name: SELECT pg_filenode_relation(0, number of the \
+                 file), in the database whose oid is the folder's name.",
+        words: &[
+            // Not a file that a client names: "could not open file "/x" for reading".
+            &["could not open file \"base/", "\": No such file or directory"],
+            &["could not open file \"global/", "\": No such file or directory"],
+            &["could not open file \"pg_tblspc/", "\": No such file or directory"],
+            &["could not fsync file", "No such file or directory"],
+        ],
+        sqlstates: &[],
+    },
+    Meaning {
+        class: "S12",
+        means: "a page of a table or index is damaged",
+        advice: "Check the disk (journalctl -k), and keep a copy of {data} and the backups that there are (pg-backup list). If it is \
+                 an index whose table pg_amcheck finds in order: REINDEX INDEX CONCURRENTLY. If it is a table: restore a backup \
+                 beside it (pg-backup restore --latest --to DIRECTORY) and take the rows from there. Its name: SELECT \
+                 pg_filenode_relation(0, number of the file), in the database whose oid is the folder's name. Never \
+                 zero_damaged_pages, ignore_checksum_failure or VACUUM FULL: they lose what is on that page.",
+        words: &[&["invalid page in block"]],
+        sqlstates: &["XX001"],
     },
     Meaning {
         class: "H4",
@@ -248,6 +299,19 @@ pub fn class_of(message: &str, sqlstate: Option<&str>) -> Option<&'static str> {
     TABLE.iter().find(by_words).or_else(|| TABLE.iter().find(by_code)).map(|row| row.class)
 }
 
+/// The disk fails, or files of the data directory are damaged: no restart makes these better, and the fewer the better.
+pub fn is_of_storage(class: &str) -> bool {
+    matches!(class, "S4" | "S5" | "S12" | "S13" | "S15" | "S16" | "S17")
+}
+
+/// The class of an answer to a login, if it is one of storage. Whoever logs in reads system catalogs and nothing else.
+pub fn of_refused_login(message: &str, sqlstate: &str) -> Option<&'static str> {
+    match class_of(message, Some(sqlstate)).filter(|class| is_of_storage(class))? {
+        class @ ("S4" | "S5") => Some(class),
+        _ => Some("S17"),
+    }
+}
+
 /// The code in what stands before the message, when exactly one is there that the table has.
 pub fn sqlstate(prefix: &str) -> Option<&str> {
     let known = |word: &&str| TABLE.iter().any(|row| row.sqlstates.contains(word));
@@ -289,6 +353,20 @@ mod tests {
             ("could not open directory \"pg_notify\": No such file or directory", "S8"),
             ("could not open file \"pg_wal/000000010000000000000001\": No space left on device", "S2"),
             ("could not locate a valid checkpoint record", "S10"),
+            ("could not open file \"global/2676\": Read-only file system", "S4"),
+            ("could not remove old lock file \"postmaster.pid\": Read-only file system", "S4"),
+            ("could not create lock file \"/run/postgresql/.s.PGSQL.5432.lock\": Read-only file system", "P11"),
+            ("could not read block 7 in file \"base/5/16391\": Input/output error", "S5"),
+            ("could not fsync file \"base/5/16391\": No space left on device", "S5"),
+            ("could not write to file \"pg_wal/xlogtemp.9\": No space left on device", "S2"),
+            ("could not open file \"global/pg_control\": No such file or directory", "S9"),
+            ("could not open file \"global/pg_filenode.map\": No such file or directory", "S17"),
+            ("relation mapping file \"base/5/pg_filenode.map\" contains incorrect checksum", "S17"),
+            ("invalid page in block 0 of relation base/5/16391", "S12"),
+            ("index \"t_pkey\" contains unexpected zero page at block 3", "S13"),
+            ("could not read block 862 in file \"base/5/16391\": read only 0 of 8192 bytes", "S15"),
+            ("could not open file \"base/5/16391\": No such file or directory", "S16"),
+            ("could not fsync file \"base/5/16391\": No such file or directory", "S16"),
             ("could not locate required checkpoint record at 0/2000028", "S18"),
             ("database files are incompatible with server", "H4"),
             ("incompatible library \"/usr/lib/x.so\": version mismatch", "H3"),
@@ -308,6 +386,17 @@ mod tests {
         // A process number may look like a code.
         assert_eq!(sqlstate("[58030] 53100 "), None);
         assert_eq!(sqlstate("2026-11-25 13:00:01.123 UTC [12] "), None);
+    }
+
+    #[test]
+    fn a_login_that_meets_damage_has_met_a_system_catalog() {
+        let of = of_refused_login;
+        assert_eq!(of("FATAL: invalid page in block 0 of relation base/5/1259", "XX001"), Some("S17"));
+        assert_eq!(of("FATAL: could not open file \"base/5/1259\": No such file or directory", "58P01"), Some("S17"));
+        assert_eq!(of("FATAL: could not open file \"global/2676\": Read-only file system", "42501"), Some("S4"));
+        assert_eq!(of("FATAL: Seite kaputt", "58030"), Some("S5"));
+        assert_eq!(of("FATAL: permission denied for database \"x\"", "42501"), None);
+        assert_eq!(of("FATAL: database \"x\" does not exist", "3D000"), None);
     }
 
     #[test]

@@ -1,0 +1,38 @@
+//! S12, S13: a page of a table or an index is damaged on the disk, as by a controller that wrote something else there, or never
+//! wrote it. The server notices when it reads the page, for which its memory has to be empty.
+
+use crate::Host;
+
+const PAGE: u64 = 8192;
+
+/// Overwrites a page of this relation; the server is stopped for it, and starts again without complaint.
+pub fn inject(host: &Host, relation: &str, block: u64) {
+    overwrite(host, relation, &format!("head -c {PAGE} /dev/zero | tr '\\0' '\\252'"), block * PAGE);
+}
+
+/// A page was never written: nothing but zeros.
+pub fn inject_zeros(host: &Host, relation: &str, block: u64) {
+    overwrite(host, relation, &format!("head -c {PAGE} /dev/zero"), block * PAGE);
+}
+
+/// 64 bytes in the middle of a page: only a checksum tells.
+pub fn inject_bit_rot(host: &Host, relation: &str, block: u64) {
+    overwrite(host, relation, "head -c 64 /dev/zero | tr '\\0' '\\252'", block * PAGE + PAGE / 2);
+}
+
+fn overwrite(host: &Host, relation: &str, bytes: &str, at: u64) {
+    let path = file_of(host, relation);
+    host.psql("CHECKPOINT");
+    while_stopped(host, &format!("{bytes} | dd of={path} bs=1 seek={at} conv=notrunc status=none"));
+}
+
+/// The first file of a relation.
+pub fn file_of(host: &Host, relation: &str) -> String {
+    format!("{}/{}", host.data_directory(), host.psql(&format!("SELECT pg_relation_filepath('{relation}')")))
+}
+
+/// Stops the server, runs this, starts the server.
+pub fn while_stopped(host: &Host, command: &str) {
+    let unit = host.unit();
+    host.sh(&format!("systemctl stop {unit} && {command} && systemctl start {unit}"));
+}
