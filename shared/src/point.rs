@@ -236,6 +236,17 @@ fn list(root: &Path, cluster: &str, kind: &str) -> Vec<String> {
     ids
 }
 
+/// Where pg-rollback keeps what is not finished: `guard.json`, and `16-main.json` while it changes the files of a cluster.
+pub fn unfinished() -> PathBuf {
+    Path::new(state::DIRECTORY).join("rollback")
+}
+
+/// What the files of this cluster are may be undone yet: it is under guard, or a rollback has not come to its end.
+pub fn is_in_flux(cluster: &str) -> bool {
+    let has = |name: String| unfinished().join(name).symlink_metadata().is_ok();
+    has("guard.json".into()) || has(format!("{}.json", crate::cluster::file_name(cluster)))
+}
+
 /// All points of these clusters (none: of all), the newest first.
 pub fn all(clusters: &[String]) -> Result<Vec<Manifest>> {
     let root = directory();
@@ -288,18 +299,23 @@ fn load(point: &Path) -> Option<Vec<Copy>> {
     copies.collect()
 }
 
-fn sha256(bytes: &[u8]) -> String {
+pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// The difference between two texts, as `diff -u` shows it. Lines that may hold a password are named, not shown.
+/// The difference between two texts, as `diff -u` shows it. Lines that may hold a password are named, not shown, and of a
+/// private key nothing is.
 pub fn difference(old: &[u8], new: &[u8]) -> String {
     let (old, new) = (String::from_utf8_lossy(old), String::from_utf8_lossy(new));
+    if old.contains("PRIVATE KEY") || new.contains("PRIVATE KEY") {
+        return "(a private key)".into();
+    }
     let diff = similar::TextDiff::from_lines(old.as_ref(), new.as_ref());
     let text = diff.unified_diff().context_radius(0).to_string();
     text.lines()
         .map(|line| {
-            if line.to_ascii_lowercase().contains("pass") {
+            let lower = line.to_ascii_lowercase();
+            if ["pass", "secret", "token"].iter().any(|word| lower.contains(word)) {
                 format!("{} (a line with a password)", &line[..1])
             } else {
                 line.to_string()
@@ -367,5 +383,6 @@ mod tests {
     fn a_difference_never_shows_a_password() {
         let text = difference(b"a = 1\n", b"a = 2\nprimary_conninfo = 'password=x'\n");
         assert!(text.contains("-a = 1") && text.contains("+a = 2") && !text.contains("=x"), "{text}");
+        assert_eq!(difference(b"", b"-----BEGIN PRIVATE KEY-----\nx\n"), "(a private key)");
     }
 }

@@ -298,7 +298,8 @@ facts_on_both_suites! {
         for (command, why) in [
             (format!("echo work_mem = 9MB > {folder}/conf.d/new.conf; exit 3"), "ended with exit status: 3"),
             (format!("echo nonsense >> {folder}/postgresql.conf"), "it would not start with its configuration"),
-            (format!("echo local all all reject > {folder}/pg_hba.conf; {reload}; sleep 0.5"), "no commit was tried"),
+            (format!("echo nonsense >> {folder}/pg_hba.conf"), "the server refuses"),
+            (format!("echo local all all reject > {folder}/pg_hba.conf; {reload}"), "no commit was tried"),
             (format!("rm {folder}/pg_hba.conf; systemctl restart {}", host.unit()), "ended with exit status: 1"),
         ] {
             let output = host.run(&format!("pg-rollback guard 1h -- sh -c '{command}'"));
@@ -308,6 +309,59 @@ facts_on_both_suites! {
             host.wait_until_accepting(SOON);
             host.wait_until("the guard is over", SOON, || host.state_of("pg-rollback-guard.service") == "inactive");
         }
+    }
+
+    fn what_the_server_or_its_owner_makes_of_it_does_not_keep_a_guard_from_coming_back(suite: Suite) {
+        let host = boot(suite);
+        // A key outside of what is PostgreSQL's own.
+        faults::c5_tls_key::prepare(&host);
+        host.wait_until_accepting(SOON);
+        let (data, folder) = (host.data_directory(), "/etc/tls");
+        host.sh(&format!("install -d -o postgres -g postgres {folder} && mv {data}/server.key {data}/server.crt {folder}"));
+        host.psql("ALTER SYSTEM SET ssl_cert_file = '/etc/tls/server.crt'");
+        host.psql("ALTER SYSTEM SET ssl_key_file = '/etc/tls/server.key'");
+        // That was not well before the guard began either.
+        conf(&host, "pg_hba.conf").append("hots all all 10.0.0.0/8 scram-sha-256");
+        let key = host.file(&format!("{folder}/server.key"));
+        let (before, key_before) = (files(&host), key.read());
+        let output = host.run("pg-rollback guard 8s");
+        assert!(output.success(), "{output}");
+        host.sh(&format!("cd {folder} && runuser -u postgres -- cp server.crt server.key"));
+        // As `sudo install -m 600` leaves it.
+        host.sh(&format!("cd {} && install -m 600 -o root -g root /etc/hostname pg_hba.conf", host.configuration_directory()));
+        host.wait_until("the guard is over", SOON, || host.state_of("pg-rollback-guard.service") == "inactive");
+        assert_eq!(key.read(), key_before);
+        let unreadable = host.sh(&format!("ls {}/pg_hba.conf.unreadable-*", host.configuration_directory()));
+        host.file(&unreadable).remove();
+        assert_eq!(files(&host), before);
+        host.journal_of("pg-rollback").says("not proven");
+        assert_eq!(host.psql("SELECT 1"), "1");
+    }
+
+    fn what_somebody_changed_after_a_run_was_cut_short_is_left(suite: Suite) {
+        let host = boot(suite);
+        host.psql("ALTER SYSTEM SET work_mem = '7MB'");
+        conf(&host, "pg_hba.conf").append("host all mallory all trust");
+        let killed = host.run("PG_RECOVERY_KILL_BEFORE_STEP=4 pg-rollback config");
+        assert_eq!(killed.status, 137, "{killed}");
+        conf(&host, "pg_hba.conf").append("# mended by hand");
+        let output = host.run("pg-rollback guard 1h");
+        assert!(output.success() && output.stderr.contains("was changed by somebody else since, leaving it"), "{output}");
+        assert!(conf(&host, "pg_hba.conf").read().contains("# mended by hand"));
+        assert!(host.file(&format!("{}/postgresql.auto.conf", host.data_directory())).read().contains("7MB"));
+        // A guard that nobody looks after any more does not come back with the next installation.
+        assert!(host.run("systemd-run --quiet --pipe --wait apt-get remove --yes pg-recovery").success());
+        assert!(!host.file("/var/lib/pg-recovery/rollback/guard.json").exists());
+    }
+
+    fn a_command_that_takes_longer_than_its_guard_is_undone(suite: Suite) {
+        let host = boot(suite);
+        let before = files(&host);
+        let folder = host.configuration_directory();
+        let slow = format!("until grep -q inactive /tmp/state; do systemctl is-active pg-rollback-guard > /tmp/state; sleep 0.2; done; echo work_mem = 9MB > {folder}/conf.d/new.conf");
+        let output = host.run(&format!("pg-rollback guard 2s -- sh -c '{slow}'"));
+        assert!(output.status == 1 && output.stderr.contains("took longer than 2s"), "{output}");
+        assert_eq!(files(&host), before);
     }
 
     fn a_guard_outlasts_a_reboot(suite: Suite) {

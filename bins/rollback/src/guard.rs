@@ -4,37 +4,36 @@
 //! pg-rollback-guard.service waits for that moment, also after a reboot.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use shared::clock::Stamp;
+use shared::clock::{self, Stamp};
 use shared::cluster::Cluster;
 use shared::config::{Config, parse_duration};
 use shared::exit::{self, Code};
-use shared::state::State;
+use shared::lock::Lock;
 use shared::{Error, Result, point, terminals, unit};
 
 use crate::change::{self, Level};
-use crate::rehearsal;
 use crate::restore::{self, Task};
 use crate::server::Server;
+use crate::{kept, rehearsal};
 
 const SERVICE: &str = "pg-rollback-guard.service";
+const FILE: &str = "guard.json";
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Nobody who is still at it needs longer, and whoever is not has forgotten it.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
-#[derive(Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 struct Guard {
     since: Stamp,
-    /// 0: no guard is in force.
     seconds: u64,
     held: Vec<Held>,
 }
 
 /// One cluster as it was when the guard began.
-#[derive(Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 struct Held {
     cluster: String,
     point: String,
@@ -47,13 +46,21 @@ struct Held {
 }
 
 impl Guard {
-    fn load() -> State<Guard> {
-        State::load("rollback/guard.json")
+    fn load() -> Result<Option<Guard>> {
+        kept::load(FILE)
     }
 
-    fn left(&self, now: &Stamp) -> Duration {
-        Duration::from_secs(self.seconds).saturating_sub(now.since(&self.since))
+    /// Since its time is over; `None`: it is not.
+    fn overdue(&self) -> Option<Duration> {
+        Stamp::now().since_with(&self.since, clock::uptime()).checked_sub(Duration::from_secs(self.seconds))
     }
+}
+
+/// One at a time begins, ends or is confirmed.
+fn lock() -> Result<Lock> {
+    Lock::take("guard", PATIENCE)?.ok_or_else(|| {
+        Error::with(Code::TempFail, "another pg-rollback is at work on the guard").hint("Try again when it has ended.")
+    })
 }
 
 /// `guard TIME [-- COMMAND...]`
@@ -64,35 +71,42 @@ pub fn begin(words: &[String], clusters: &[Cluster], config: &Config) -> Result<
     let duration = parse_duration(time).filter(|time| !time.is_zero() && *time <= LONGEST).ok_or_else(|| {
         Error::usage(format!("\"{time}\" is no time between a second and a day")).hint("Write 10min or 1h.")
     })?;
-    let mut guard = Guard::load();
-    if guard.value.seconds > 0 {
-        let left = guard.value.left(&Stamp::now()).as_secs();
-        return Err(Error::usage(format!("a guard is in force already, for another {left}s"))
-            .hint("pg-rollback confirm ends it and keeps what was changed."));
+    let locked = lock()?;
+    if Guard::load()?.is_some() {
+        return Err(
+            Error::usage("a guard is in force already").hint("pg-rollback confirm ends it and keeps what was changed.")
+        );
     }
-    let mut held = Vec::new();
-    for cluster in clusters {
-        held.push(hold(cluster, config)?);
-    }
-    guard.value = Guard { since: Stamp::now(), seconds: duration.as_secs(), held };
-    guard.save().map_err(|e| Error::failed(format!("could not begin a guard: {e}")))?;
+    let held = clusters.iter().map(|cluster| hold(cluster, config)).collect::<Result<_>>()?;
+    let mut guard = Guard { since: Stamp::now(), seconds: duration.as_secs(), held };
+    kept::save(FILE, &guard)?;
     // Nothing is run before the way back is sure.
-    if let Err(e) = unit::start(SERVICE) {
-        end(&mut guard)?;
+    if let Err(e) = start_service() {
+        kept::remove(FILE)?;
         return Err(e);
     }
+    drop(locked);
     let confirm = format!("it comes back in {time} unless you type: pg-rollback confirm");
     if command.is_empty() {
         log::warn!("the configuration is under guard: {confirm}");
         return Ok(Code::Ok);
     }
     let status = Command::new(&command[0]).args(&command[1..]).status();
+    // A reload that the command asked for is on its way.
+    std::thread::sleep(Duration::from_secs(1));
+    let _locked = lock()?;
     let failed = match &status {
-        Ok(status) if status.success() => health(&guard.value, clusters, config).err().map(|why| why.message),
+        _ if Guard::load()?.is_none_or(|now| now.since != guard.since) => {
+            Some(format!("{} took longer than {time}, and the guard is over", command[0]))
+        }
+        Ok(status) if status.success() => health(&guard, clusters, config).err().map(|why| why.message),
         Ok(status) => Some(format!("{} ended with {status}", command[0])),
         Err(e) => Some(format!("could not run {}: {e}", command[0])),
     };
     let Some(why) = failed else {
+        // The time is for looking at what was done, not for doing it.
+        guard.since = Stamp::now();
+        kept::save(FILE, &guard)?;
         log::warn!("{} is done and the clusters are well; {confirm}", command[0]);
         return Ok(Code::Ok);
     };
@@ -101,22 +115,55 @@ pub fn begin(words: &[String], clusters: &[Cluster], config: &Config) -> Result<
     Err(Error::failed(format!("the configuration is again as it was, because: {why}")))
 }
 
+/// A start that is only queued may be refused, or find a service that is about to end.
+fn start_service() -> Result<()> {
+    unit::restart(SERVICE)?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let state = unit::show_one(SERVICE)?;
+        if state.active == "active" && state.main_pid != 0 && !state.job {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(Error::failed(format!(
+                "{SERVICE} does not run ({}), so nothing would come back",
+                state.active
+            ))
+            .hint(format!("Nothing was changed. systemctl status {SERVICE}")));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 fn hold(cluster: &Cluster, config: &Config) -> Result<Held> {
     restore::refuse_managed(cluster)?;
+    let _lock = restore::take_lock(cluster)?;
+    restore::settle(cluster, config)?;
     let now = change::now(cluster)?;
+    if let Some(path) = change::fixed(cluster, &now)? {
+        let owner = &cluster.owner.name;
+        return Err(Error::failed(format!(
+            "{} could not come back: {owner} may not write in its folder",
+            path.display()
+        ))
+        .hint(
+            "Nothing was changed. Give the folder to the owner of the cluster, or leave the cluster out by --cluster.",
+        ));
+    }
     let point = point::save(cluster, "guard", "a change is under guard", &now)?;
     let sound = rehearsal::complaint(cluster, &now, &[]).is_ok_and(|complaint| complaint.is_none());
     let server = Server::find(cluster, config);
     let let_in = server.as_ref().is_some_and(|server| server.prove().is_ok_and(|proof| proof.let_in));
+    let sound = sound && server.as_ref().is_none_or(|server| server.accept_rules().is_ok());
     let postmaster = server.map_or(0, |server| server.postmaster.started);
     Ok(Held { cluster: cluster.name(), point, postmaster, let_in, sound })
 }
 
 /// Whether each cluster is as well as it was, and would start with what is in its files now.
 fn health(guard: &Guard, clusters: &[Cluster], config: &Config) -> Result<()> {
-    for (held, cluster) in held(guard, clusters) {
+    for held in &guard.held {
         let bad = |why: &str| Error::failed(format!("cluster {}: {why}", held.cluster));
-        let cluster = &cluster.again();
+        let cluster = &held.find(clusters)?.again();
         if held.sound
             && let Some(complaint) = rehearsal::complaint(cluster, &change::now(cluster)?, &[])?
         {
@@ -126,6 +173,9 @@ fn health(guard: &Guard, clusters: &[Cluster], config: &Config) -> Result<()> {
             continue;
         }
         let server = Server::find(cluster, config).ok_or_else(|| bad("it does not run any more"))?;
+        if held.sound {
+            server.accept_rules().map_err(|why| bad(&why.message))?;
+        }
         let proof = server.prove().map_err(|why| bad(&why.message))?;
         if held.let_in && !proof.let_in {
             return Err(bad(&proof.message));
@@ -134,18 +184,23 @@ fn health(guard: &Guard, clusters: &[Cluster], config: &Config) -> Result<()> {
     Ok(())
 }
 
-fn held<'a>(guard: &'a Guard, clusters: &'a [Cluster]) -> impl Iterator<Item = (&'a Held, &'a Cluster)> {
-    guard.held.iter().filter_map(|held| Some((held, clusters.iter().find(|c| c.name() == held.cluster)?)))
+impl Held {
+    fn find<'a>(&self, clusters: &'a [Cluster]) -> Result<&'a Cluster> {
+        clusters.iter().find(|cluster| cluster.name() == self.cluster).ok_or_else(|| {
+            Error::failed(format!("cluster {} is under guard and not among the clusters here", self.cluster))
+                .hint(format!("What it had is in recovery point {}.", self.point))
+        })
+    }
 }
 
 pub fn confirm(clusters: &[Cluster], config: &Config) -> Result<Code> {
-    let mut guard = Guard::load();
-    if guard.value.seconds == 0 {
+    let _locked = lock()?;
+    let Some(guard) = Guard::load()? else {
         return Err(Error::usage("no guard is in force, so there is nothing to confirm"));
-    }
-    health(&guard.value, clusters, config)
+    };
+    health(&guard, clusters, config)
         .map_err(|why| why.hint("Not confirmed: repair that first, or let the guard bring back what was there."))?;
-    end(&mut guard)?;
+    kept::remove(FILE)?;
     log::warn!("confirmed: what was changed under the guard stays");
     Ok(Code::Ok)
 }
@@ -153,49 +208,71 @@ pub fn confirm(clusters: &[Cluster], config: &Config) -> Result<Code> {
 /// What the service does: waits until the guard is confirmed, or brings back what was there.
 pub fn watch(clusters: &[Cluster], config: &Config) -> Result<Code> {
     loop {
-        let mut guard = Guard::load();
-        if guard.value.seconds == 0 {
-            return Ok(Code::Ok);
+        let Some(guard) = Guard::load()? else { return Ok(Code::Ok) };
+        if guard.overdue().is_none() {
+            std::thread::sleep(Duration::from_millis(500));
+            continue;
         }
-        if guard.value.left(&Stamp::now()).is_zero() {
-            let message = "a change under guard was not confirmed in time; bringing back what was there";
-            log::warn!("{message}");
-            terminals::tell("pg-rollback", message);
-            come_back(&mut guard, clusters, config)?;
-            return Ok(Code::Ok);
+        let _locked = lock()?;
+        // It may have been confirmed meanwhile, or begun anew by a command that has ended.
+        if let Some(mut guard) = Guard::load()?
+            && let Some(overdue) = guard.overdue()
+        {
+            return time_is_over(&mut guard, overdue, clusters, config);
         }
-        std::thread::sleep(Duration::from_millis(500));
     }
 }
 
-fn come_back(guard: &mut State<Guard>, clusters: &[Cluster], config: &Config) -> Result<()> {
+fn time_is_over(guard: &mut Guard, overdue: Duration, clusters: &[Cluster], config: &Config) -> Result<Code> {
+    if overdue > LONGEST {
+        let points: Vec<&str> = guard.held.iter().map(|held| held.point.as_str()).collect();
+        let message = "a change under guard was never confirmed, more than a day ago; whoever has changed the \
+                       configuration since meant it, so nothing is brought back";
+        terminals::tell("pg-rollback", message);
+        kept::remove(FILE)?;
+        return Err(Error::failed(message).hint(format!("What was there is in {}.", points.join(", "))));
+    }
+    let message = "a change under guard was not confirmed in time; bringing back what was there";
+    log::warn!("{message}");
+    terminals::tell("pg-rollback", message);
+    come_back(guard, clusters, config)?;
+    Ok(Code::Ok)
+}
+
+/// Whatever is back is held no longer, so that a second try does not touch it.
+fn come_back(guard: &mut Guard, clusters: &[Cluster], config: &Config) -> Result<()> {
     let mut codes = Vec::new();
-    for (held, cluster) in held(&guard.value, clusters) {
-        let cluster = &cluster.again();
-        let came_back = point::find(&held.point).and_then(|(_, goal)| {
-            let server = Server::find(cluster, config);
-            // What was restarted under the guard may need that again; what was not does not.
-            let is_another = |server: &Server| server.postmaster.started != held.postmaster;
-            let may_restart = held.postmaster != 0 && server.as_ref().is_some_and(is_another);
-            let why = format!("back to {}, under guard", held.point);
-            let code =
-                restore::back(cluster, config, &Task { goal: &goal, level: Level::All, only: &[], may_restart, why });
-            if held.postmaster != 0 && server.is_none() {
-                // It ran, and does not; pg-recover knows whether it may be started, and proves it.
-                unit::start("pg-recovery.service")?;
+    for held in guard.held.clone() {
+        match one_back(&held, clusters, config) {
+            Ok(()) => {
+                guard.held.retain(|other| other.cluster != held.cluster);
+                if !guard.held.is_empty() {
+                    kept::save(FILE, guard)?;
+                }
             }
-            code
-        });
-        codes.push(came_back.unwrap_or_else(|error| exit::report(&error)));
+            Err(error) => codes.push(exit::report(&error)),
+        }
     }
     match Code::worst(codes.into_iter()) {
-        Code::Ok => end(guard),
+        Code::Ok => kept::remove(FILE),
         // The service tries again.
-        code => Err(Error::with(code, "not everything came back").hint("The lines above say what; pg-rollback list")),
+        code => Err(Error::with(code, "not everything came back yet").hint("The lines above say what.")),
     }
 }
 
-fn end(guard: &mut State<Guard>) -> Result<()> {
-    guard.value = Guard::default();
-    guard.save().map_err(|e| Error::failed(format!("could not end the guard: {e}")))
+fn one_back(held: &Held, clusters: &[Cluster], config: &Config) -> Result<()> {
+    let cluster = &held.find(clusters)?.again();
+    let (_, goal) = point::find(&held.point)?;
+    let server = Server::find(cluster, config);
+    // What was restarted under the guard may need that again; what was not does not.
+    let is_another = |server: &Server| server.postmaster.started != held.postmaster;
+    let may_restart = held.postmaster != 0 && server.as_ref().is_some_and(is_another);
+    let why = format!("back to {}, under guard", held.point);
+    let task = Task { goal: &goal, level: Level::All, only: &[], may_restart, why, keep: true };
+    restore::back(cluster, config, &task)?;
+    if held.postmaster != 0 && server.is_none() {
+        // It ran, and does not; pg-recover knows whether it may be started, and proves it.
+        unit::start("pg-recovery.service")?;
+    }
+    Ok(())
 }

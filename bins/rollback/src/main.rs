@@ -2,6 +2,7 @@
 
 mod change;
 mod guard;
+mod kept;
 mod points;
 mod rehearsal;
 mod restore;
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 
 use shared::args::Args;
 use shared::cluster::Cluster;
+use shared::config::Config;
 use shared::exit::{self, Code};
 use shared::{Error, Result};
 
@@ -45,8 +47,18 @@ fn run() -> Result<Code> {
     if !nix::unistd::Uid::effective().is_root() {
         return Err(Error::with(Code::NoPerm, "recovery points are for root alone").hint("Run it with sudo."));
     }
-    let config = args.load_config()?;
+    let config = match args.load_config() {
+        // A guard comes back whatever has become of the configuration.
+        Err(error) if args.has("watch") => {
+            exit::report(&error);
+            Config::default()
+        }
+        config => config?,
+    };
     let clusters = Cluster::select(&config, &args.clusters)?;
+    if args.has("plan") && args.words.first().is_none_or(|word| word != "config" && word != "security") {
+        return Err(Error::usage("--plan is for config and security").hint("Try --help."));
+    }
     let (word, rest) = args.words.split_first().map_or(("", &[][..]), |(word, rest)| (word.as_str(), rest));
     match word {
         "list" => points::list(rest, &args),

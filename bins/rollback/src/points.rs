@@ -54,7 +54,7 @@ pub fn show(words: &[String], clusters: &[Cluster], args: &Args) -> Result<Code>
     };
     let (manifest, copies) = point::find(id)?;
     let cluster = of(&manifest, clusters)?;
-    let changes = change::changes(cluster, &copies, Level::All, &[])?;
+    let changes = change::changes(cluster, &copies, Level::All, &[], false)?;
     if args.json {
         let changes: Vec<_> = changes.iter().map(|c| json!({ "path": c.path, "change": c.describe() })).collect();
         log::print(&format!("{}\n", json!({ "point": document(&manifest), "changes": changes })))?;

@@ -13,24 +13,34 @@ use shared::exit::{self, Code};
 use shared::lock::Lock;
 use shared::point::{self, Copy};
 use shared::process::stop_here_for_a_test;
-use shared::state::State;
 use shared::{Error, Result, log as out, standing, unit};
 
 use crate::change::{self, Change, Level};
 use crate::server::Server;
-use crate::{points, rehearsal};
+use crate::{kept, points, rehearsal};
 
 /// How long the program that holds the cluster's lock is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// `/var/lib/pg-recovery/rollback/16-main.json`: what the next run has to undo when this one does not come to its end.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 struct Unfinished {
-    /// The point that holds the files as they were; empty: nothing is unfinished.
+    /// The point that holds the files as they were.
     before: String,
-    /// Files that were not there.
-    created: Vec<PathBuf>,
+    /// SHA-256 of each file as it was and as it was to be; none: not there.
+    files: Vec<(PathBuf, Option<String>, Option<String>)>,
+}
+
+impl Unfinished {
+    fn new(before: &str, changes: &[Change]) -> Unfinished {
+        let sum = |copy: &Option<Copy>| copy.as_ref().map(|copy| point::sha256(&copy.bytes));
+        let files = changes.iter().map(|c| (c.path.clone(), sum(&c.old), sum(&c.new))).collect();
+        Unfinished { before: before.into(), files }
+    }
+
+    fn name(cluster: &Cluster) -> String {
+        format!("{}.json", cluster.file_name())
+    }
 }
 
 /// What a run of one cluster is to do.
@@ -41,33 +51,35 @@ pub struct Task<'a> {
     pub may_restart: bool,
     /// For the journal and the point that holds what is there now.
     pub why: String,
+    /// The files count, whatever the server makes of them: nothing is undone.
+    pub keep: bool,
 }
 
 pub fn run(word: &str, words: &[String], clusters: &[Cluster], config: &Config, args: &Args) -> Result<Code> {
     let level = if word == "security" { Level::Security } else { Level::Config };
     let only: Vec<&str> = args.values.iter().map(|(_, file)| file.as_str()).collect();
-    if !args.has("plan") {
-        for cluster in clusters {
-            let _lock = take_lock(cluster)?;
-            settle(cluster, config)?;
-        }
-    }
-    let mut goals = Vec::new();
-    match words {
-        [] => {
-            for cluster in clusters {
-                goals.push((cluster, last_other(cluster, level, &only)?));
-            }
-        }
+    let (clusters, given): (Vec<&Cluster>, _) = match words {
+        [] => (clusters.iter().collect(), None),
         [id] => {
             let (manifest, copies) = point::find(id)?;
-            goals.push((points::of(&manifest, clusters)?, Some((id.clone(), copies))));
+            (vec![points::of(&manifest, clusters)?], Some((id.clone(), copies)))
         }
         _ => return Err(Error::usage(format!("{word} takes the ID of one recovery point")).hint("Try --help.")),
-    }
+    };
     let mut codes = Vec::new();
     let mut documents = Vec::new();
-    for (cluster, goal) in goals {
+    for cluster in clusters {
+        let goal = match &given {
+            Some(given) => Ok(Some(given.clone())),
+            None => goal(cluster, config, level, &only, args.has("plan")),
+        };
+        let goal = match goal {
+            Ok(goal) => goal,
+            Err(error) => {
+                codes.push(exit::report(&error));
+                continue;
+            }
+        };
         let Some((id, goal)) = goal else {
             let none = "is as in its last good recovery points, or there is none; nothing to do";
             if args.json {
@@ -82,7 +94,7 @@ pub fn run(word: &str, words: &[String], clusters: &[Cluster], config: &Config, 
             continue;
         }
         let why = format!("back to {id}");
-        let task = Task { goal: &goal, level, only: &only, may_restart: args.has("restart"), why };
+        let task = Task { goal: &goal, level, only: &only, may_restart: args.has("restart"), why, keep: false };
         codes.push(back(cluster, config, &task).unwrap_or_else(|error| exit::report(&error)));
     }
     if args.json && args.has("plan") {
@@ -91,11 +103,26 @@ pub fn run(word: &str, words: &[String], clusters: &[Cluster], config: &Config, 
     Ok(Code::worst(codes.into_iter()))
 }
 
+/// Where a cluster goes back to that was not told; what was left half done is undone first.
+fn goal(
+    cluster: &Cluster,
+    config: &Config,
+    level: Level,
+    only: &[&str],
+    plan: bool,
+) -> Result<Option<(String, Vec<Copy>)>> {
+    if !plan {
+        let _lock = take_lock(cluster)?;
+        settle(cluster, config)?;
+    }
+    last_other(cluster, level, only)
+}
+
 /// The newest point that a server was seen to run with and that is not what is there now.
 fn last_other(cluster: &Cluster, level: Level, only: &[&str]) -> Result<Option<(String, Vec<Copy>)>> {
     for manifest in point::all(&[cluster.name()])?.into_iter().filter(|manifest| manifest.kind == "good") {
         let Ok((_, copies)) = point::find(&manifest.id) else { continue };
-        if !change::changes(cluster, &copies, level, only)?.is_empty() {
+        if !change::changes(cluster, &copies, level, only, false)?.is_empty() {
             return Ok(Some((manifest.id, copies)));
         }
     }
@@ -110,7 +137,7 @@ fn plan(
     only: &[&str],
     as_json: bool,
 ) -> Result<serde_json::Value> {
-    let changes = change::changes(cluster, goal, level, only)?;
+    let changes = change::changes(cluster, goal, level, only, false)?;
     let complaint = rehearsal::complaint(cluster, &change::now(cluster)?, &changes)?;
     if !as_json {
         out::print(&format!("cluster {}, back to {id}:\n", cluster.name()))?;
@@ -133,32 +160,43 @@ pub fn back(cluster: &Cluster, config: &Config, task: &Task) -> Result<Code> {
     refuse_managed(cluster)?;
     let _lock = take_lock(cluster)?;
     let _whole = uninterrupted()?;
-    let mut state = settle(cluster, config)?;
-    let changes = change::changes(cluster, task.goal, task.level, task.only)?;
+    settle(cluster, config)?;
+    let changes = change::changes(cluster, task.goal, task.level, task.only, task.keep)?;
     if changes.is_empty() {
         log::info!(PG_CLUSTER = name; "cluster {name}: all files are as they were, nothing to do");
         return Ok(Code::Ok);
     }
-    let now = change::now(cluster)?;
-    if let Some(complaint) = rehearsal::complaint(cluster, &now, &changes)? {
+    let complaint = change::now(cluster).and_then(|now| rehearsal::complaint(cluster, &now, &changes));
+    if !task.keep
+        && let Some(complaint) = complaint?
+    {
         return Err(Error::failed(format!("cluster {name} would not start with what would be put back: {complaint}"))
             .hint("Nothing was changed. pg-rollback show ID has the difference, and list has other points."));
     }
     stop_here_for_a_test(1);
     let old: Vec<Copy> = changes.iter().filter_map(|change| change.old.clone()).collect();
     let before = point::save(cluster, "before", &task.why, &old)?;
-    let created = changes.iter().filter(|change| change.old.is_none()).map(|change| change.path.clone()).collect();
-    state.value = Unfinished { before: before.clone(), created };
-    state.save().map_err(|e| Error::failed(format!("nothing was changed, for it could not be kept track of: {e}")))?;
-    match put(cluster, config, task, &changes) {
+    let unfinished = Unfinished::new(&before, &changes);
+    if !task.keep {
+        kept::save(&Unfinished::name(cluster), &unfinished)?;
+    }
+    let server = Server::find(cluster, config);
+    let done = apply(cluster, &changes).and_then(|()| serve(cluster, config, server, &changes, task.may_restart));
+    match done {
         Ok(proven) => {
-            finish(&mut state)?;
+            kept::remove(&Unfinished::name(cluster))?;
             log::warn!(PG_CLUSTER = name; "cluster {name}: {}; {proven}. What was there is in recovery point {before}", task.why);
             Ok(Code::Ok)
         }
+        Err(why) if task.keep => {
+            // Whoever could not be put back is an error, and tried again; what a server that is put back makes of it is not.
+            let is_back = change::changes(cluster, task.goal, task.level, task.only, false)?.is_empty();
+            log::error!(PG_CLUSTER = name; "cluster {name}: {}; not proven: {}. What was there is in recovery point {before}", task.why, why.message);
+            if is_back { Ok(Code::Ok) } else { Err(why) }
+        }
         Err(why) => {
             log::error!(PG_CLUSTER = name; "cluster {name}: {}; undoing it", why.message);
-            undo(cluster, config, &mut state, task.may_restart)?;
+            undo(cluster, config, &unfinished, task.may_restart)?;
             Err(Error::failed(format!("cluster {name} has the configuration that it had, because: {}", why.message)))
         }
     }
@@ -172,7 +210,7 @@ pub fn refuse_managed(cluster: &Cluster) -> Result<()> {
     })
 }
 
-fn take_lock(cluster: &Cluster) -> Result<Lock> {
+pub fn take_lock(cluster: &Cluster) -> Result<Lock> {
     let name = cluster.name();
     Lock::take(&name, PATIENCE)?.ok_or_else(|| {
         Error::with(Code::TempFail, format!("another program is at work on cluster {name}"))
@@ -181,88 +219,97 @@ fn take_lock(cluster: &Cluster) -> Result<Lock> {
 }
 
 /// Undoes what an earlier run has left half done.
-fn settle(cluster: &Cluster, config: &Config) -> Result<State<Unfinished>> {
-    let mut state: State<Unfinished> = State::load(&format!("rollback/{}.json", cluster.file_name()));
-    if !state.value.before.is_empty() {
-        let _whole = uninterrupted()?;
-        // Somebody may have changed them since.
-        let now = point::save(cluster, "before", "an unfinished rollback is undone", &change::now(cluster)?)?;
-        log::warn!(PG_CLUSTER = cluster.name(); "cluster {}: an earlier run did not come to its end; undoing it first, what is there now is in recovery point {now}", cluster.name());
-        undo(cluster, config, &mut state, false)?;
-    }
-    Ok(state)
+pub fn settle(cluster: &Cluster, config: &Config) -> Result<()> {
+    let Some(unfinished) = kept::load::<Unfinished>(&Unfinished::name(cluster))? else { return Ok(()) };
+    let _whole = uninterrupted()?;
+    log::warn!(PG_CLUSTER = cluster.name(); "cluster {}: an earlier run did not come to its end; undoing it first", cluster.name());
+    undo(cluster, config, &unfinished, false)
 }
 
-/// Replaces the files, and lets the server that runs read them. What was proven.
-fn put(cluster: &Cluster, config: &Config, task: &Task, changes: &[Change]) -> Result<String> {
-    let server = Server::find(cluster, config);
-    let was_let_in = server.as_ref().is_some_and(|server| server.loaded.is_some());
+fn apply(cluster: &Cluster, changes: &[Change]) -> Result<()> {
     for (index, change) in changes.iter().enumerate() {
         stop_here_for_a_test(index + 2);
         change.apply(cluster)?;
         log::warn!(PG_CLUSTER = cluster.name(); "cluster {}: {}", cluster.name(), change.describe());
     }
     stop_here_for_a_test(changes.len() + 2);
+    Ok(())
+}
+
+/// Lets the server that runs read its files. What was proven.
+fn serve(
+    cluster: &Cluster,
+    config: &Config,
+    server: Option<Server>,
+    changes: &[Change],
+    may_restart: bool,
+) -> Result<String> {
     let Some(server) = server else {
         return Ok("it does not run".into());
     };
-    let pending = server.reload()?;
+    let was_let_in = server.loaded.is_some();
+    let mut pending = server.reload()?;
     stop_here_for_a_test(changes.len() + 3);
-    let restarted = match &pending {
-        Some(settings) if task.may_restart => {
-            log::warn!(PG_CLUSTER = cluster.name(); "cluster {}: restarting it for {settings}", cluster.name());
-            server.restart()?;
-            stop_here_for_a_test(changes.len() + 4);
-            true
-        }
-        _ => false,
-    };
+    // What else waits for a restart is not this one's business.
+    pending.retain(|setting| changes.iter().any(|change| change.describe().contains(setting.as_str())));
+    let settings = pending.join(", ");
+    let must_restart = may_restart && !pending.is_empty();
+    if must_restart {
+        log::warn!(PG_CLUSTER = cluster.name(); "cluster {}: restarting it for {settings}", cluster.name());
+        server.restart()?;
+        stop_here_for_a_test(changes.len() + 4);
+    }
     let server = Server::find(cluster, config).ok_or_else(|| Error::failed("its postmaster has ended"))?;
     let proof = server.prove()?;
     if was_let_in && !proof.let_in {
         return Err(Error::failed(proof.message));
     }
-    let missing = pending.filter(|_| !restarted);
-    let missing = missing.map(|settings| format!("; {settings} only after systemctl restart {}", cluster.unit));
-    Ok(format!("{}{}", proof.message, missing.unwrap_or_default()))
+    Ok(if must_restart || pending.is_empty() {
+        proof.message
+    } else {
+        format!("{}; {settings} only after systemctl restart {}", proof.message, cluster.unit)
+    })
 }
 
-/// Puts back what a run has changed that failed or did not come to its end.
-fn undo(cluster: &Cluster, config: &Config, state: &mut State<Unfinished>, may_restart: bool) -> Result<()> {
-    let (_, copies) = point::find(&state.value.before)?;
-    for path in &state.value.created {
-        change::put(cluster, path, None)?;
+/// Puts back what a run has changed that failed or did not come to its end. A file that somebody has changed since is left.
+fn undo(cluster: &Cluster, config: &Config, unfinished: &Unfinished, may_restart: bool) -> Result<()> {
+    let (name, before) = (cluster.name(), &unfinished.before);
+    let (_, copies) = point::find(before).map_err(|e| {
+        e.hint(format!(
+            "Look at the files of cluster {name}, then remove {}/{}.json.",
+            point::unfinished().display(),
+            cluster.file_name()
+        ))
+    })?;
+    let mut changes = Vec::new();
+    for (path, was, was_to_be) in &unfinished.files {
+        let old = change::present(cluster, path)?;
+        let now = old.as_ref().map(|copy| point::sha256(&copy.bytes));
+        if now == *was_to_be {
+            let new = copies.iter().find(|copy| copy.path == *path).cloned();
+            changes.push(Change { path: path.clone(), old, new, unreadable: false });
+        } else if now != *was {
+            log::warn!(PG_CLUSTER = name; "cluster {name}: {} was changed by somebody else since, leaving it; {before} has it as it was", path.display());
+        }
     }
-    for copy in &copies {
-        change::put(cluster, &copy.path, Some(copy))?;
+    for change in &changes {
+        change.apply(cluster).map_err(|e| {
+            e.hint(format!(
+                "Recovery point {before} has the files as they were; pg-rollback config {before} tries again."
+            ))
+        })?;
     }
-    log::warn!(PG_CLUSTER = cluster.name(); "cluster {}: its files are again as they were before ({})", cluster.name(), state.value.before);
-    finish(state)?;
-    let Some(server) = Server::find(cluster, config) else {
+    log::warn!(PG_CLUSTER = name; "cluster {name}: its files are again as they were before ({before})");
+    match Server::find(cluster, config) {
         // A restart that failed, or a server that was down before: pg-recover knows whether it may be started.
-        return unit::start("pg-recovery.service");
-    };
-    match server.reload() {
-        Ok(Some(settings)) if may_restart => {
-            log::warn!(PG_CLUSTER = cluster.name(); "cluster {}: restarting it for {settings}", cluster.name());
-            server.restart()
-        }
-        Ok(None) => Ok(()),
-        Ok(Some(settings)) => {
-            log::warn!(PG_CLUSTER = cluster.name(); "cluster {}: {settings} only after systemctl restart {}", cluster.name(), cluster.unit);
-            Ok(())
-        }
+        None => unit::start("pg-recovery.service")?,
         // What was there before may have been refused before.
-        Err(why) => {
-            log::warn!(PG_CLUSTER = cluster.name(); "cluster {}: {}", cluster.name(), why.message);
-            Ok(())
-        }
+        server => match serve(cluster, config, server, &changes, may_restart) {
+            Ok(proven) => log::warn!(PG_CLUSTER = name; "cluster {name}: {proven}"),
+            Err(why) => log::error!(PG_CLUSTER = name; "cluster {name}: not proven: {}", why.message),
+        },
     }
-}
-
-fn finish(state: &mut State<Unfinished>) -> Result<()> {
-    state.value = Unfinished::default();
-    state.save().map_err(|e| Error::failed(format!("could not note that it is finished: {e}; the next run undoes it")))
+    kept::remove(&Unfinished::name(cluster))
 }
 
 /// Keeps SIGTERM, SIGINT and SIGHUP waiting until a run is at its end, which has a deadline on each of its steps. SIGKILL

@@ -74,7 +74,7 @@ impl<'a> Server<'a> {
 
     /// Lets it read its files, and waits until a new session shows that it has. The settings that need a restart; an error
     /// when it refuses one of the files, for then it goes on with what it had.
-    pub fn reload(&self) -> Result<Option<String>> {
+    pub fn reload(&self) -> Result<Vec<String>> {
         let mark = server_log::lengths(self.cluster);
         let pidfd = Pidfd::open(&self.postmaster).ok_or_else(|| Error::failed("its postmaster has ended"))?;
         // With the power of its owner, so that it reaches no process of anybody else.
@@ -104,11 +104,19 @@ impl<'a> Server<'a> {
         if let Some(line) = log.lines().find(is_refusal) {
             return Err(Error::failed(format!("the server refused it: {}", line.trim())));
         }
-        let refused = self.ask("SELECT string_agg(error, '; ') FROM pg_hba_file_rules WHERE error IS NOT NULL");
-        if let Ok(Some(why)) = refused {
-            return Err(Error::failed(format!("the server refuses {}: {why}", self.cluster.hba_file().display())));
+        self.accept_rules()?;
+        let pending = self.ask("SELECT string_agg(name, ' ') FROM pg_settings WHERE pending_restart").ok().flatten();
+        Ok(pending.unwrap_or_default().split_whitespace().map(str::to_string).collect())
+    }
+
+    /// An error when it would refuse pg_hba.conf as it is now; as far as it can be asked.
+    pub fn accept_rules(&self) -> Result<()> {
+        match self.ask("SELECT string_agg(error, '; ') FROM pg_hba_file_rules WHERE error IS NOT NULL") {
+            Ok(Some(why)) => {
+                Err(Error::failed(format!("the server refuses {}: {why}", self.cluster.hba_file().display())))
+            }
+            _ => Ok(()),
         }
-        Ok(self.ask("SELECT string_agg(name, ', ') FROM pg_settings WHERE pending_restart").ok().flatten())
     }
 
     /// Stops and starts it through its unit.

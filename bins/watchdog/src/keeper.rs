@@ -273,6 +273,9 @@ impl Keeper {
             return;
         }
         self.good_at = Some(Instant::now());
+        if point::is_in_flux(&self.name) {
+            return;
+        }
         // Which files are key and certificate may have changed.
         let cluster = &cluster.again();
         let Some(signature) = signature(cluster) else { return };
