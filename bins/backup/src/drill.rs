@@ -265,9 +265,11 @@ impl Drill<'_> {
         }
         let beat = self.beat(&self.target());
         let Ok(live) = Server::ask(self.cluster) else { return Ok(expected) };
-        let sql =
-            // Unknown until it has told for the first time, ten seconds after its start.
-            format!("SELECT coalesce(write_lsn >= '{}', false) FROM pg_stat_replication WHERE application_name = '{STREAM}'", live.lsn);
+        // Unknown until it has told for the first time, ten seconds after its start.
+        let sql = format!(
+            "SELECT coalesce(write_lsn >= '{}', false) FROM pg_stat_replication WHERE application_name = '{STREAM}'",
+            live.lsn
+        );
         let deadline = Instant::now() + CATCH_UP;
         loop {
             let rows = server::query(self.cluster, &sql).unwrap_or_default();
