@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Fault;
-use crate::Host;
+use crate::{Host, poll_until};
 
 /// See [`super::all`].
 pub const FAULTS: &[Fault] = &[Fault {
@@ -86,7 +86,8 @@ impl Drop for Limit {
         for pid in all.lines() {
             let _ = fs::write(Path::new(HIERARCHY).join("cgroup.procs"), pid);
         }
-        let _ = fs::remove_dir(&self.group);
+        // One that was killed a moment ago may still be on its way out.
+        let _ = poll_until(Duration::from_secs(5), || fs::remove_dir(&self.group).ok());
     }
 }
 
