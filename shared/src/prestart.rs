@@ -182,13 +182,12 @@ fn directory(cluster: &Cluster, evidence: Option<&Evidence>) -> Vec<Obstacle> {
     found
 }
 
-/// Which volume of the cluster takes no writes (S4). No server starts there, and to write to it may do harm. As the owner.
+/// Which volume takes no writes that the server cannot do without (S4). No start gets anywhere there, and to write to it may
+/// do harm. A tablespace is none of these: whoever needs nothing of it is served. As the owner.
 pub fn read_only(data: &Path) -> Option<String> {
     let mounts = Mounts::now();
-    let links = std::fs::read_dir(data.join("pg_tblspc")).into_iter().flatten().flatten().map(|link| link.path());
     [data.to_path_buf(), data.join("pg_wal")]
         .into_iter()
-        .chain(links)
         .find(|path| std::fs::metadata(path).is_ok_and(|meta| mounts.is_read_only(meta.dev())))
         .map(|path| format!("the file system of {} is read-only", path.display()))
 }

@@ -117,6 +117,19 @@ facts_on_both_suites! {
         assert!(mounted.contains(" ro,") || mounted.contains("emergency_ro"), "it was mounted anew: {mounted}");
     }
 
+    fn a_server_killed_on_a_read_only_file_system_is_not_started_there(host: Host) {
+        let disk = faults::s4_read_only::prepare(&host);
+        host.settle();
+        let postmaster = host.postmaster_pid();
+        faults::s4_read_only::inject(&disk);
+        host.signal(postmaster, host::Signal::SIGKILL);
+        handed_over(&host, "S4");
+        assert_eq!(starts(&host), 0);
+        host.journal_of("pg-watchdog").says("it must not be started: the file system of").does_not_say("restart 1 of");
+        assert!(host.start_and_wait("pg-recovery.service").status != 0);
+        host.journal_of("pg-recover").says("still waiting for a person").does_not_say("step 1");
+    }
+
     fn a_server_that_was_stopped_before_its_file_system_was_made_read_only_is_left_alone(host: Host) {
         let disk = host.move_data_to_disk(400);
         host.settle();
@@ -127,6 +140,28 @@ facts_on_both_suites! {
         host.sh(&format!("mount -o remount,rw {0} && systemctl start {1}", disk.mount_point(), host.unit()));
         host.wait_until_accepting(SOON);
         assert_eq!(host.recoveries().len(), 0);
+    }
+
+    fn a_tablespace_that_is_read_only_is_told_and_keeps_no_server_from_a_start(host: Host) {
+        settled(&host);
+        let disk = host.attach_disk("/far", 60);
+        host.sh("install -d -o postgres -g postgres -m 700 /far/own");
+        host.psql("CREATE TABLESPACE far LOCATION '/far/own'");
+        host.psql("CREATE TABLE far TABLESPACE far AS SELECT 7 AS id");
+        faults::s12_damaged_page::while_stopped(&host, &format!("mount -o remount,ro {}", disk.mount_point()));
+        host.settle();
+        let ledger = host.ledger_of_fresh_sessions();
+        ledger.wait_for_commits(100);
+        faults::p1_postmaster_killed::inject(&host);
+        ledger.wait_for_commits_within(50, SOON);
+        ledger.stop_and_check().assert_nothing_lost();
+        assert_eq!(host.recoveries().last().expect("it is on record")["outcome"], "recovered");
+        // The server opens its files to write, even to read from them.
+        assert!(host.try_psql("SELECT id FROM far").stderr.contains("Read-only file system"));
+        let state = pass(&host);
+        let (status, message) = check(&state, "damage");
+        assert!(status == "critical" && message.contains("(S4)"), "{message}");
+        assert_eq!(state["failures"], 0);
     }
 
     fn a_server_whose_disk_takes_no_writes_is_started_once_at_most_and_loses_nothing(host: Host) {
@@ -331,7 +366,12 @@ facts_on_both_suites! {
         ] {
             host.psql(statement);
         }
-        host.psql("SET log_statement = 'all'; SELECT 'PANIC:  invalid page in block 7 of relation base/5/16391'");
+        host.psql("ALTER SYSTEM SET log_statement = 'all'");
+        host.psql("SELECT pg_reload_conf()");
+        host.wait_until("a statement is in the log", SOON, || {
+            host.psql("SELECT 'PANIC:  invalid page in block 7 of relation base/5/16391'");
+            host.server_log().contains("LOG:  statement: SELECT 'PANIC:  invalid page")
+        });
         assert!(!host.try_psql("SELECT 'ERROR:  could not read block 7: Input/output error', 1/0").success());
         host.sh("mkdir /cd && mount -t tmpfs -o ro,mode=1777 cd /cd");
         assert!(host.try_psql("COPY (SELECT 1) TO '/cd/x'").stderr.contains("Read-only file system"));
