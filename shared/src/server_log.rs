@@ -42,18 +42,28 @@ const LEVELS: &[(&str, Option<Level>)] = &[
     ("DETAIL:  ", None),
     ("CONTEXT:  ", None),
     ("STATEMENT:  ", None),
+    ("HINT:  ", None),
+    ("NOTICE:  ", None),
+    ("INFO:  ", None),
 ];
 
 /// Files below the data directory, as the server names them.
 const INSIDE: &[&str] = &["\"base/", "\"global/", "\"pg_"];
 
+/// Prefix, level and message of a line. `None` where it has more than one level: the names of a user and of a database are
+/// in the prefix as a client sent them, whom nobody has asked yet who it is.
+pub fn parts(line: &str) -> Option<(&str, Option<Level>, &str)> {
+    let mut found = LEVELS.iter().flat_map(|(mark, level)| line.match_indices(mark).map(move |at| (at, *level)));
+    let ((at, mark), level) = found.next()?;
+    found.next().is_none().then(|| (&line[..at], level, line[at + mark.len()..].trim()))
+}
+
 /// What is said of the cluster's disk or of damaged files in each line of `log`: its class and the message. A statement that a
 /// client sent is no message, whatever is in it; and a file that it names, as in COPY, may be on any disk.
 pub fn of_storage(log: &str) -> impl Iterator<Item = (Level, &'static str, &str)> {
     log.lines().filter(|line| !line.starts_with('\t')).filter_map(|line| {
-        let found = LEVELS.iter().filter_map(|(mark, level)| Some((line.find(mark)?, mark.len(), *level)));
-        let (at, length, level) = found.min_by_key(|(at, ..)| *at)?;
-        let (level, message) = (level?, line[at + length..].trim());
+        let (_, level, message) = parts(line)?;
+        let level = level?;
         let class = meaning::class_of(message, None).filter(|class| meaning::is_of_storage(class))?;
         let is_inside = || INSIDE.iter().any(|folder| message.contains(folder));
         (level != Level::Error || !matches!(class, "S4" | "S5") || is_inside()).then_some((level, class, message))
@@ -121,6 +131,7 @@ mod tests {
             \tERROR:  invalid page in block\n\
             2026-11-25 13:00:01 UTC [8] app@shop ERROR:  could not open file \"/cd/x\" for writing: Read-only file system\n\
             2026-11-25 13:00:02 UTC [8] app@shop WARNING:  invalid page in block 0 of relation base/5/9_vm; zeroing out page\n\
+            2026-11-25 13:00:02 UTC [9] x@PANIC:  could not fsync file \"base/1\": Input/output error FATAL:  no pg_hba.conf entry\n\
             2026-11-25 13:00:03 UTC [7] PANIC:  could not fsync file \"base/5/16391\": Input/output error\n";
         let found: Vec<_> = of_storage(log).map(|(level, class, _)| (level, class)).collect();
         assert_eq!(found, [(Level::Error, "S12"), (Level::Panic, "S5")]);

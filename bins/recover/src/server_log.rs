@@ -1,6 +1,7 @@
 //! The end of the server log, and what its last FATAL or PANIC means.
 
 use shared::meaning;
+use shared::server_log::{Level, parts};
 
 /// FATAL lines of sessions, which say nothing about the server.
 const SESSIONS: &[&str] = &[
@@ -22,9 +23,10 @@ const SESSIONS: &[&str] = &[
 /// in the prefix where `log_line_prefix` has `%e`.
 pub fn last_failure(text: &str, log_line_prefix: &str) -> Option<(String, Option<&'static str>)> {
     let (prefix, message) = text.lines().rev().find_map(|line| {
-        let at = line.find("FATAL:  ").or_else(|| line.find("PANIC:  "))?;
-        let message = line[at + 8..].trim();
-        (!SESSIONS.iter().any(|session| message.starts_with(session))).then(|| (&line[..at], message.to_string()))
+        let (prefix, level, message) = parts(line)?;
+        let is_last_word = matches!(level, Some(Level::Fatal | Level::Panic));
+        let is_sessions = SESSIONS.iter().any(|session| message.starts_with(session));
+        (is_last_word && !is_sessions).then(|| (prefix, message.to_string()))
     })?;
     // The reason is often in a LOG line just before ("could not bind IPv4 address ...: Address already in use").
     let context: String = text.lines().rev().take(12).collect::<Vec<_>>().join("\n");
@@ -57,6 +59,9 @@ mod tests {
     fn what_sessions_suffer_is_not_the_servers_failure() {
         let text = "FATAL:  terminating connection due to administrator command\nFATAL:  the database system is shutting down\n";
         assert_eq!(last_failure(text, ""), None);
+        let named_so =
+            "[9] x@FATAL:  data directory \"/d\" has invalid permissions FATAL:  no pg_hba.conf entry for host\n";
+        assert_eq!(last_failure(named_so, ""), None);
     }
 
     #[test]

@@ -79,13 +79,14 @@ pub fn begin(words: &[String], clusters: &[Cluster], config: &Config) -> Result<
     }
     let held = clusters.iter().map(|cluster| hold(cluster, config)).collect::<Result<_>>()?;
     let mut guard = Guard { since: Stamp::now(), seconds: duration.as_secs(), held };
+    let whole = restore::uninterrupted()?;
     kept::save(FILE, &guard)?;
     // Nothing is run before the way back is sure.
     if let Err(e) = start_service() {
         kept::remove(FILE)?;
         return Err(e);
     }
-    drop(locked);
+    drop((whole, locked));
     let confirm = format!("it comes back in {time} unless you type: pg-rollback confirm");
     if command.is_empty() {
         log::warn!("the configuration is under guard: {confirm}");

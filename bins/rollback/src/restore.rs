@@ -314,7 +314,7 @@ fn undo(cluster: &Cluster, config: &Config, unfinished: &Unfinished, may_restart
 
 /// Keeps SIGTERM, SIGINT and SIGHUP waiting until a run is at its end, which has a deadline on each of its steps. SIGKILL
 /// is seen to by the next run.
-fn uninterrupted() -> Result<impl Drop> {
+pub fn uninterrupted() -> Result<impl Drop> {
     struct Restore(SigSet);
     impl Drop for Restore {
         fn drop(&mut self) {
