@@ -50,6 +50,11 @@ impl Guard {
         kept::load(FILE)
     }
 
+    /// Nothing of it has come back, and it is no other.
+    fn is(&self, other: &Guard) -> bool {
+        self.held.iter().map(|held| &held.point).eq(other.held.iter().map(|held| &held.point))
+    }
+
     /// Since its time is over; `None`: it is not.
     fn overdue(&self) -> Option<Duration> {
         Stamp::now().since_with(&self.since, clock::uptime()).checked_sub(Duration::from_secs(self.seconds))
@@ -97,7 +102,7 @@ pub fn begin(words: &[String], clusters: &[Cluster], config: &Config) -> Result<
     std::thread::sleep(Duration::from_secs(1));
     let _locked = lock()?;
     let failed = match &status {
-        _ if Guard::load()?.is_none_or(|now| now.since != guard.since) => {
+        _ if !Guard::load()?.is_some_and(|now| now.is(&guard)) => {
             Some(format!("{} took longer than {time}, and the guard is over", command[0]))
         }
         Ok(status) if status.success() => health(&guard, clusters, config).err().map(|why| why.message),
