@@ -226,12 +226,15 @@ facts_on_both_suites! {
         let restarts = || host.journal_of(WATCHDOG).count(&format!("starting {}", host.unit()));
         for (nth, jump) in [(1, YEAR), (2, -YEAR)] {
             inject(&host, jump);
+            // A death before systemd has it for started is another fault.
+            host.wait_for_state(&host.unit(), "active", SOON);
             faults::p1_postmaster_killed::inject(&host);
             host.wait_until("it is started", SOON, || restarts() == nth);
             host.wait_until_accepting(SOON);
             host.wait_until("it is on record", SOON, || recovered(&host) == 1 + nth);
         }
         inject(&host, YEAR);
+        host.wait_for_state(&host.unit(), "active", SOON);
         faults::p1_postmaster_killed::inject(&host);
         host.wait_for_journal(WATCHDOG, "could not hand cluster", SOON);
         assert_eq!(restarts(), 2);
