@@ -48,8 +48,8 @@ fn protected(suite: Suite) -> Host {
 /// Writes WAL that fills the rest of a segment; returns the path of what was received of it, and where in it it begins.
 #[track_caller]
 fn whole_segment(host: &Host) -> (String, usize) {
-    // At the very beginning of a segment PostgreSQL 15 still names the one before it.
-    host.psql("SELECT pg_logical_emit_message(false, 'test', 'x')");
+    // At the very beginning of a segment PostgreSQL 15 still names the one before it; a commit is written at once.
+    host.psql("SELECT pg_logical_emit_message(true, 'test', 'x')");
     let place = host.psql("SELECT file_name, file_offset FROM pg_walfile_name_offset(pg_current_wal_lsn())");
     let (name, offset) = place.split_once('|').expect("two columns");
     host.psql("SELECT pg_logical_emit_message(false, 'test', repeat('x', 100000)); SELECT pg_switch_wal();");
