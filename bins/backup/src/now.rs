@@ -157,9 +157,16 @@ fn estimate(size: u64, last: Option<&Info>) -> u64 {
 }
 
 fn take(cluster: &Cluster, config: &Config, store: &Store, server: &Server, fast: bool) -> Result<Base> {
-    let started = Stamp::now();
-    let id = started.compact();
-    let path = store.path.join("base").join(&id);
+    // Two that begin within one second would have one name.
+    let (started, id, path) = loop {
+        let started = Stamp::now();
+        let id = started.compact();
+        let path = store.path.join("base").join(&id);
+        if !path.exists() {
+            break (started, id, path);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
     let partial = path.with_added_extension(&PARTIAL[1..]);
     let mut command = child::client_of(cluster, "pg_basebackup");
     command.arg("--pgdata").arg(&partial);
