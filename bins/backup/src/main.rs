@@ -20,29 +20,7 @@ use shared::config::Config;
 use shared::exit::{self, Code};
 use shared::{Error, Result};
 
-const HELP: &str = "\
-Backs up the PostgreSQL clusters of this host, proves it, and restores them.
-
-Usage: pg-backup now [--due]        make a base backup and verify it; --due: only if it is time for one
-       pg-backup list               what there is
-       pg-backup verify             read all of it again, WAL included
-       pg-backup drill              restore the newest, replay all WAL, check every database, remove it again
-       pg-backup restore --to DIR   into a new or empty directory: the newest backup and all WAL, or one of
-           --latest                 as far as there is WAL
-           --time TIME              as it was at '2026-11-25 13:37:00+00'
-           --lsn LSN                as it was at this position in the WAL
-           --name NAME              as it was at a restore point (pg_create_restore_point)
-       pg-backup expire             remove what is no longer kept
-       pg-backup stream             receive WAL until stopped, as pg-wal-stream.service does
-
-Options:
-  --backup ID          for verify, drill and restore: this backup, see list
-  --plan               for restore and expire: say what would be done, and do nothing
-  --cluster V/NAME     only this cluster; may be given more than once
-  --config FILE        configuration instead of /etc/pg-recovery/config.toml
-  --json               for list: one JSON document
-  --help, --version
-";
+const HELP: &str = include_str!("help.txt");
 
 fn main() -> ExitCode {
     shared::log::init("pg-backup");

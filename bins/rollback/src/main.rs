@@ -16,26 +16,7 @@ use shared::config::Config;
 use shared::exit::{self, Code};
 use shared::{Error, Result};
 
-const HELP: &str = "\
-Goes back to an earlier configuration of a PostgreSQL cluster, from the recovery points of this host.
-
-Usage: pg-rollback list                        the recovery points, the newest first
-       pg-rollback show ID                     what going back to this one would change
-       pg-rollback point [REASON]              make one now
-       pg-rollback config [ID]                 back to this one; without an ID to the last good configuration that differs
-       pg-rollback security [ID]               the same for the server's key and certificate
-       pg-rollback guard TIME [-- COMMAND...]  comes back by itself after TIME (10min) unless it is confirmed
-       pg-rollback confirm                     keep what was changed under the guard
-
-Options:
-  --plan               say what would be changed, and change nothing
-  --only FILE          only this file, such as pg_hba.conf; may be given more than once
-  --restart            restart the server if a setting needs it
-  --cluster V/NAME     only this cluster; may be given more than once
-  --config FILE        configuration instead of /etc/pg-recovery/config.toml
-  --json               one JSON document
-  --help, --version
-";
+const HELP: &str = include_str!("help.txt");
 
 fn main() -> ExitCode {
     shared::log::init("pg-rollback");
