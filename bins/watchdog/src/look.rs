@@ -161,6 +161,10 @@ impl Look {
         self.fresh_at = Some(Instant::now());
         let outcome = match Session::connect(&target, config.watchdog.answer_timeout).await {
             Ok(session) => {
+                // A refusal may have been the server's reset after a crash, which has ended the session that was there.
+                if self.session.is_some() && !self.is_let_in() {
+                    self.beats(config).await;
+                }
                 if self.session.is_none() {
                     self.session = Some(session);
                     self.beats(config).await;
