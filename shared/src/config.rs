@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
 
@@ -67,6 +67,7 @@ pub struct Config {
     pub watchdog: Watchdog,
     pub recover: Recover,
     pub backup: Backup,
+    pub notify: Notify,
     pub cluster: Vec<ClusterEntry>,
 }
 
@@ -361,6 +362,145 @@ impl Default for Backup {
     }
 }
 
+/// How much a message matters; a channel has those of its own and above.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// What was left alone, with a reason.
+    Info,
+    /// It was healed, or has time until morning.
+    #[default]
+    Warning,
+    /// Somebody is needed.
+    Critical,
+}
+
+/// `[notify]`
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Notify {
+    /// How long all must have been well until an incident is over.
+    #[serde(deserialize_with = "duration")]
+    pub calm: Duration,
+    /// How long what only the health check finds must last until it is told.
+    #[serde(deserialize_with = "duration")]
+    pub delay: Duration,
+    /// Messages an hour on one channel; above that they wait, and go as one.
+    pub hourly: u32,
+    /// `22:00-07:00`, local time: what is not critical waits for the end of it. Empty: none.
+    pub quiet_hours: String,
+    /// An address that is asked every minute while all is well; or the credential that has it.
+    pub heartbeat_url: String,
+    pub heartbeat_credential: String,
+    pub channel: Vec<Channel>,
+}
+
+impl Default for Notify {
+    fn default() -> Self {
+        Notify {
+            calm: Duration::from_secs(120),
+            delay: Duration::from_secs(120),
+            hourly: 20,
+            quiet_hours: String::new(),
+            heartbeat_url: String::new(),
+            heartbeat_credential: String::new(),
+            channel: Vec::new(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum ChannelKind {
+    /// Through /usr/sbin/sendmail.
+    Mail,
+    /// `{"text": ...}`, as Slack, Mattermost and Rocket.Chat take it.
+    Slack,
+    /// The message as JSON.
+    Webhook,
+    /// Its text as the body, the rest in headers, as ntfy takes it.
+    Ntfy,
+    /// A program that gets the message as JSON on its standard input.
+    Exec,
+    /// The terminals of those who are logged in.
+    Wall,
+}
+
+/// `[[notify.channel]]`
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Channel {
+    pub name: String,
+    pub kind: ChannelKind,
+    #[serde(default)]
+    pub severity: Severity,
+    /// mail: the recipient.
+    #[serde(default)]
+    pub to: String,
+    /// slack, webhook, ntfy: the address, or the credential that has it.
+    #[serde(default)]
+    pub url: String,
+    #[serde(default)]
+    pub url_credential: String,
+    /// webhook, ntfy: the credential that has a token, sent as `Authorization: Bearer`.
+    #[serde(default)]
+    pub token_credential: String,
+    /// exec: the program and its arguments.
+    #[serde(default)]
+    pub command: Vec<String>,
+}
+
+impl Channel {
+    /// Why it cannot be used as it is.
+    fn mistake(&self) -> Option<String> {
+        use ChannelKind::*;
+        let is_http = matches!(self.kind, Slack | Webhook | Ntfy);
+        let has_url = !self.url.is_empty() || !self.url_credential.is_empty();
+        let word = |text: &str| {
+            !text.is_empty()
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+                && !text.starts_with('.')
+        };
+        let credentials = [&self.url_credential, &self.token_credential];
+        let why = if !word(&self.name) {
+            "its name must be of letters, digits, \".\", \"-\" and \"_\""
+        } else if (self.kind == Mail) == self.to.is_empty() {
+            "\"to\" is needed for mail, and for nothing else"
+        } else if self.to.starts_with('-') || self.to.contains(|c: char| c.is_control() || c.is_whitespace()) {
+            "\"to\" must be one address"
+        } else if is_http != has_url || !self.url.is_empty() && !self.url_credential.is_empty() {
+            "slack, webhook and ntfy need either \"url\" or \"url_credential\", and nothing else does"
+        } else if !self.url.is_empty() && !is_url(&self.url) {
+            "\"url\" must begin with https:// or http://"
+        } else if !self.token_credential.is_empty() && !matches!(self.kind, Webhook | Ntfy) {
+            "\"token_credential\" is for webhook and ntfy"
+        } else if credentials.iter().any(|name| !name.is_empty() && !word(name)) {
+            "a credential is named by its file in /etc/pg-recovery/credentials/notify"
+        } else if (self.kind == Exec) != self.command.first().is_some_and(|program| program.starts_with('/')) {
+            "\"command\" is needed for exec, with the whole path of a program, and for nothing else"
+        } else {
+            return None;
+        };
+        Some(format!("channel {}: {why}", self.name))
+    }
+}
+
+fn is_url(text: &str) -> bool {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(|c: char| c.is_whitespace() || c.is_control()))
+}
+
+/// Minutes since midnight of the beginning and the end of `22:00-07:00`.
+pub fn parse_hours(text: &str) -> Option<(u32, u32)> {
+    let minutes = |time: &str| {
+        let (hour, minute) = time.trim().split_once(':')?;
+        let (hour, minute): (u32, u32) = (hour.parse().ok()?, minute.parse().ok()?);
+        (hour < 24 && minute < 60).then_some(60 * hour + minute)
+    };
+    let (from, to) = text.split_once('-')?;
+    Some((minutes(from)?, minutes(to)?))
+}
+
 /// `[[cluster]]`: exceptions for one cluster, or the description of one that postgresql-common does not know.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
@@ -463,6 +603,8 @@ impl Config {
             ("watchdog.sessions.idle_in_transaction_for", s.idle_in_transaction_for, "1s", "7d"),
             ("watchdog.sessions.lock_wait", s.lock_wait, "1s", "1d"),
             ("backup.keep_for", self.backup.keep_for, "1h", "3650d"),
+            ("notify.calm", self.notify.calm, "1s", "1d"),
+            ("notify.delay", self.notify.delay, "0s", "1d"),
         ] {
             if parse_duration(least).is_some_and(|d| value < d) || parse_duration(most).is_some_and(|d| value > d) {
                 return refuse(key, format!("must be between {least} and {most}"));
@@ -529,6 +671,7 @@ impl Config {
             ("recover.max_attempts", self.recover.max_attempts),
             ("backup.keep", self.backup.keep),
             ("backup.keep_min", self.backup.keep_min),
+            ("notify.hourly", self.notify.hourly),
         ] {
             if value == 0 {
                 return refuse(key, "must be at least 1".into());
@@ -548,6 +691,21 @@ impl Config {
         // pg_basebackup(1), --max-rate.
         if b.max_rate != 0 && !(32 << 10..=1 << 30).contains(&b.max_rate) {
             return refuse("backup.max_rate", "must be between 32kB and 1GB, or 0B".into());
+        }
+        let n = &self.notify;
+        if !n.quiet_hours.is_empty() && parse_hours(&n.quiet_hours).is_none() {
+            return refuse("notify.quiet_hours", format!("\"{}\" is not such as 22:00-07:00", n.quiet_hours));
+        }
+        if !n.heartbeat_url.is_empty() && (!n.heartbeat_credential.is_empty() || !is_url(&n.heartbeat_url)) {
+            let why = "must begin with https:// or http://, and heartbeat_credential must not be there as well";
+            return refuse("notify.heartbeat_url", why.into());
+        }
+        for (index, channel) in n.channel.iter().enumerate() {
+            let is_twice = n.channel[..index].iter().any(|other| other.name == channel.name);
+            let twice = is_twice.then(|| format!("channel {}: there is another one of this name", channel.name));
+            if let Some(why) = channel.mistake().or(twice) {
+                return refuse("notify.channel", why);
+            }
         }
         for entry in &self.cluster {
             if entry.unit.is_some() != (entry.data_directory.is_some() && entry.bin_directory.is_some()) {
@@ -764,6 +922,21 @@ mod tests {
             ("[recover]\nstart_timeout = \"1h\"", "line 2, key recover.start_timeout"),
             ("[recover]\nmax_attempts = 0", "line 2, key recover.max_attempts"),
             ("[backup]\ndrill_queries = [{ query = \" \" }]", "line 2, key backup.drill_queries"),
+            ("[notify]\nquiet_hours = \"22-7\"", "line 2, key notify.quiet_hours"),
+            ("[notify]\nheartbeat_url = \"ftp://x\"", "line 2, key notify.heartbeat_url"),
+            ("[[notify.channel]]\nname = \"a\"\nkind = \"mail\"", "line 1, key notify.channel"),
+            ("[[notify.channel]]\nname = \"a\"\nkind = \"wall\"\nto = \"b\"", "line 1, key notify.channel"),
+            ("notify.channel = [{ name = \"a b\", kind = \"wall\" }]", "line 1, key notify.channel"),
+            (
+                "notify.channel = [{ name = \"a\", kind = \"wall\" }, { name = \"a\", kind = \"wall\" }]",
+                "line 1, key notify.channel",
+            ),
+            ("notify.channel = [{ name = \"a\", kind = \"mail\", to = \"-Xfile\" }]", "line 1, key notify.channel"),
+            (
+                "notify.channel = [{ name = \"a\", kind = \"slack\", url_credential = \"../x\" }]",
+                "line 1, key notify.channel",
+            ),
+            ("notify.channel = [{ name = \"a\", kind = \"exec\", command = [\"sh\"] }]", "line 1, key notify.channel"),
             ("[[cluster]]\nname = \"16-red\"\nunit = \"x\"", "line 2, key cluster 16/red"),
         ] {
             let e = parse(&[("a", ""), ("c", text), ("d", "mode = \"heal\"")]).unwrap_err();
@@ -783,6 +956,14 @@ mod tests {
     }
 
     #[test]
+    fn quiet_hours_are_minutes_of_the_day() {
+        assert_eq!(parse_hours("22:00-07:30"), Some((1320, 450)));
+        for text in ["", "22:00", "24:00-07:00", "22:60-07:00", "a:b-c:d"] {
+            assert_eq!(parse_hours(text), None, "{text}");
+        }
+    }
+
+    #[test]
     fn files_that_contradict_each_other_are_both_named() {
         let files = [("a", "[health]\ndisk_warn = 88"), ("b", "[health]\ndisk_fail = 85"), ("c", "mode = \"heal\"")];
         let e = parse(&files).unwrap_err();
@@ -799,8 +980,9 @@ mod tests {
             None => Some(line),
         });
         let mut config = parse(&[("example", &keys.collect::<Vec<_>>().join("\n"))]).unwrap();
-        // Both are examples of what has no default.
+        // All are examples of what has no default.
         config.health.application = None;
+        config.notify.channel.clear();
         config.cluster.clear();
         assert_eq!(config, Config::default());
     }

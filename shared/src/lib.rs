@@ -10,6 +10,7 @@ pub mod command;
 pub mod config;
 pub mod control;
 pub mod counter;
+pub mod credential;
 pub mod deadline;
 pub mod error;
 pub mod evidence;

@@ -16,12 +16,18 @@ pub fn tell(program: &str, message: &str) {
         let path = format!("/dev/{terminal}");
         let Ok(meta) = std::fs::symlink_metadata(&path) else { continue };
         let Some(owner) = Owner::of_uid(meta.uid()) else { continue };
-        let _ = owner.act(|| {
+        let write = || {
             // A terminal that was stopped with Ctrl-S must not hold anybody up.
             let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW;
             let file = std::fs::OpenOptions::new().write(true).custom_flags(flags).open(&path);
             file.and_then(|mut file| write!(file, "\r\n\x07{program}: {}\r\n", message.replace('\n', "\r\n")))
-        });
+        };
+        // Whoever is not root has the group of the terminals.
+        let _ = if nix::unistd::Uid::effective().is_root() {
+            owner.act(write).map(drop)
+        } else {
+            write().map_err(Into::into)
+        };
     }
 }
 

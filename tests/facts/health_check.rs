@@ -275,7 +275,7 @@ facts_on_both_suites! {
             host.journal_of("pg-health-check").says(&format!("cannot use the credential {CREDENTIAL}: {why}"));
         };
 
-        refuses(host.as_postgres("pg-health-check"), CREDENTIAL, "Permission denied", "Run the check as root");
+        refuses(host.as_postgres("pg-health-check"), CREDENTIAL, "Permission denied", "Run it as root");
         // The copy that a unit gets, when its user cannot read it.
         host.sh("install -d /run/copy && install -m 600 /dev/null /run/copy/application-password");
         let unit = "systemd-run --quiet --pipe --wait --uid=postgres --setenv=CREDENTIALS_DIRECTORY=/run/copy";

@@ -257,20 +257,23 @@ facts_on_both_suites! {
 
     fn every_folder_has_its_owner_and_mode(host: Host) {
         let found = host.sh(
-            "cd / && stat --format '%n %U %a' etc/pg-recovery/credentials run/pg-recovery run/pg-recovery/* \
-             run/pg-recovery/state/health run/pg-recovery-socket var/lib/pg-recovery var/lib/pg-recovery/*/",
+            "cd / && stat --format '%n %U %a' etc/pg-recovery/credentials{,/notify} run/pg-recovery run/pg-recovery/* \
+             run/pg-recovery/state/{health,notify} run/pg-recovery-socket var/lib/pg-recovery var/lib/pg-recovery/*/",
         );
         let expected = "\
 etc/pg-recovery/credentials root 700
+etc/pg-recovery/credentials/notify root 700
 run/pg-recovery root 755
 run/pg-recovery/evidence root 700
 run/pg-recovery/lock root 755
 run/pg-recovery/state root 755
 run/pg-recovery/state/health postgres 755
+run/pg-recovery/state/notify _pg-notify 750
 run/pg-recovery-socket postgres 700
 var/lib/pg-recovery root 755
 var/lib/pg-recovery/evidence/ root 700
 var/lib/pg-recovery/health/ postgres 755
+var/lib/pg-recovery/notify/ _pg-notify 750
 var/lib/pg-recovery/points/ root 700
 var/lib/pg-recovery/recover/ root 755
 var/lib/pg-recovery/rollback/ root 700
@@ -293,6 +296,7 @@ var/lib/pg-recovery/watchdog/ root 755";
             ("pg-backup", 18),
             ("pg-wal-stream", 18),
             ("pg-restore-drill", 18),
+            ("pg-notify@timer", 18),
         ] {
             host.sh(&format!("systemd-analyze security --no-pager --threshold={tenths} {unit}.service"));
         }

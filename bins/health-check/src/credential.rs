@@ -1,59 +1,18 @@
-//! What a check may see: the password of the application's role, from systemd's credentials under the unit, from its file
-//! by hand; and the clusters.
+//! What a check may see: the password of the application's role, and the clusters.
 
-use std::fmt::Display;
-use std::io::ErrorKind;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use shared::cluster::Cluster;
 use shared::exit::Code;
 use shared::owner::Owner;
-use shared::{Error, Result, state};
+use shared::{Error, Result};
 
 const NAME: &str = "application-password";
-const FILE: &str = "/etc/pg-recovery/credentials/application-password";
 
-/// `None` when there is none. One that cannot be read, or that others may read, is refused: a login that is not tried
-/// because of that must not be taken for one that needs no password.
+/// `None` when there is none; a login that is not tried must not be taken for one that needs no password, so one that
+/// cannot be read is an error.
 pub fn password() -> Result<Option<String>> {
-    let copy = std::env::var_os("CREDENTIALS_DIRECTORY").map(|folder| PathBuf::from(folder).join(NAME));
-    load(Path::new(FILE), copy.as_deref())
-}
-
-fn load(original: &Path, copy: Option<&Path>) -> Result<Option<String>> {
-    // systemd hands over a copy, and who may read the original only the original tells. Where its folder does not let us
-    // see that, it lets nobody else read it either.
-    match std::fs::metadata(original) {
-        Ok(meta) if !meta.is_file() => {
-            let hint = "Put the password into a file of this name, with mode 0600.";
-            return refuse(original, "it is not a regular file", hint);
-        }
-        Ok(meta) if meta.permissions().mode() & 0o077 != 0 => {
-            let why = format!("others than its owner may read it (mode {:04o})", meta.permissions().mode() & 0o7777);
-            return refuse(original, why, format!("Run: chmod 600 {}", original.display()));
-        }
-        // Reading says why not.
-        _ => {}
-    }
-    let path = copy.unwrap_or(original);
-    let hint = match copy {
-        Some(_) => "LoadCredential= says where it comes from: systemctl cat pg-health-check.service",
-        None => "Run the check as root, or as its unit: systemctl start pg-health-check.service",
-    };
-    // Root may have put a link there, to wherever its secrets are.
-    match std::fs::canonicalize(path).and_then(|path| state::read(&path, 4096)) {
-        Ok(text) => match String::from_utf8(text) {
-            Ok(text) => Ok(Some(text.trim_end_matches(['\r', '\n']).to_string()).filter(|t| !t.is_empty())),
-            Err(_) => refuse(path, "it is not text in UTF-8", "Write the password into it again."),
-        },
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) => refuse(path, e, hint),
-    }
-}
-
-fn refuse<T>(path: &Path, why: impl Display, hint: impl Into<String>) -> Result<T> {
-    Err(Error::config(format!("cannot use the credential {}: {why}", path.display())).hint(hint))
+    shared::credential::read(NAME, NAME)
 }
 
 /// Refuses when this user may look at none of the clusters, or cannot see whether there are any.
@@ -69,40 +28,4 @@ pub fn may_look(clusters: &[Cluster]) -> Result<()> {
     }
     Err(Error::with(Code::NoPerm, "cannot look at the clusters of this host: this program runs as another user")
         .hint("Run it as root or as postgres."))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_password_that_others_may_read_is_refused() {
-        let folder = std::env::temp_dir().join(format!("pg-health-check-credential-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let (path, copy) = (folder.join("original"), folder.join("copy"));
-        let with = |text: &str, mode: u32| {
-            std::fs::write(&path, text).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-            load(&path, None)
-        };
-        assert_eq!(with("secret\n", 0o600).unwrap().as_deref(), Some("secret"));
-        assert_eq!(with("\n", 0o600).unwrap(), None, "the unit's stand-in for a missing file");
-        std::fs::write(&copy, "secret").unwrap();
-        assert_eq!(load(&path, Some(&copy)).unwrap().as_deref(), Some("secret"), "whatever the mode of the copy");
-        for mode in [0o644, 0o640, 0o602] {
-            for error in [with("secret", mode).unwrap_err(), load(&path, Some(&copy)).unwrap_err()] {
-                assert!(
-                    error.message.contains("may read it") && !error.message.contains("secret"),
-                    "{}",
-                    error.message
-                );
-            }
-        }
-        std::fs::remove_file(&path).unwrap();
-        assert_eq!(load(&path, None).unwrap(), None);
-        assert_eq!(load(&path, Some(&copy)).unwrap().as_deref(), Some("secret"), "its folder hides the original");
-        let error = load(&path, Some(&folder)).unwrap_err();
-        assert!(error.message.ends_with("not a regular file") && error.hint.is_some(), "{}", error.message);
-        std::fs::remove_dir_all(&folder).unwrap();
-    }
 }
