@@ -42,19 +42,30 @@ pub const FAULTS: &[Fault] = &[
     },
 ];
 
+/// Waits until the server has just looked after the file itself, as it does once a minute from its start on (ServerLoop in
+/// postmaster.c): a look in the very second until it is put back ends the server. True for its first minutes.
+fn wait_for_its_own_look(host: &Host) {
+    let age =
+        || host.sh(&format!("ps -o etimes= -p {}", host.postmaster_pid())).trim().parse::<u64>().expect("seconds");
+    host.wait_until("the server has looked itself", Duration::from_secs(60), || (8..50).contains(&(age() % 60)));
+}
+
 /// Empties the file.
 pub fn inject_emptied(host: &Host) {
+    wait_for_its_own_look(host);
     host.sh(&format!(": > {}/postmaster.pid", host.data_directory()));
 }
 
 /// Puts another in its place, as a restored backup brings one along: its pid is a stranger's.
 pub fn inject_replaced(host: &Host) {
+    wait_for_its_own_look(host);
     let file = format!("{}/postmaster.pid", host.data_directory());
     host.sh(&format!("sed '1s/.*/1/' {file} > {file}.new && chown postgres: {file}.new && mv {file}.new {file}"));
 }
 
 /// Removes the file, and returns the pid that was in it.
 pub fn inject(host: &Host) -> i32 {
+    wait_for_its_own_look(host);
     let postmaster = host.postmaster_pid();
     host.file(&format!("{}/postmaster.pid", host.data_directory())).remove();
     postmaster
