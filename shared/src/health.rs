@@ -16,6 +16,8 @@ const KEPT: i64 = 3 * 86_400;
 /// A sample is at least this part of its age away from the one before it: one for each pass of the last half hour, one
 /// for each hour and a half of two days ago, no more than 200 in all.
 const DENSITY: i64 = 32;
+/// Name of the score among the trends.
+pub const SCORE: &str = "score";
 /// Seconds; passes in quicker succession add nothing.
 const SPACING: i64 = 45;
 

@@ -148,6 +148,7 @@ impl Pass {
         outcome.failures = health.failures;
         health.status = outcome.status;
         health.score = outcome.score;
+        health.trends.note(&now, [(health::SCORE, outcome.score.into())]);
         health.checks = outcome.findings.iter().map(|f| f.check.clone()).collect();
         health.at = now;
         count::tell(&outcome.cluster, &count, stopped, outcome.failures, outcome.max_failures);

@@ -1,0 +1,227 @@
+//! What is known, as files and the kernel tell it.
+
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use serde::{Deserialize, Serialize};
+use shared::backup::{self, Info};
+use shared::clock::{Stamp, uptime};
+use shared::cluster::Cluster;
+use shared::config::Config;
+use shared::counter::Counter;
+use shared::health::{self, Check, SCORE, Status};
+use shared::record::{self, Record};
+use shared::state::State;
+use shared::{deadline, pause, standing, unit};
+
+/// A result that is older says nothing about now.
+const FRESH: Duration = Duration::from_secs(180);
+const DAY: i64 = 86_400;
+/// Half an hour each.
+const BUCKETS: usize = 48;
+const RECOVERIES: usize = 5;
+/// For a volume of backups that does not answer.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// What has to run, and what must not have failed.
+const UNITS: [(&str, bool); 9] = [
+    ("pg-watchdog.service", true),
+    ("pg-health-check.timer", true),
+    ("pg-notify.timer", true),
+    ("pg-backup.timer", true),
+    ("pg-wal-stream.service", true),
+    ("pg-restore-drill.timer", true),
+    ("pg-backup.service", false),
+    ("pg-restore-drill.service", false),
+    ("pg-notify-mail.service", false),
+];
+
+#[derive(Debug, Default, Serialize)]
+pub struct Host {
+    pub at: String,
+    pub clusters: Vec<Seen>,
+    /// Units of pg-recovery that do not run although they should, or have failed; and how they are.
+    pub units: Vec<(String, String)>,
+}
+
+/// One cluster.
+#[derive(Debug, Default, Serialize)]
+pub struct Seen {
+    pub cluster: String,
+    /// `ok`, `warning`, `critical`, `unknown`, `not checked`, `down`, `paused` or `needs you`.
+    pub state: String,
+    /// Somebody listens on its socket; `None` when that cannot be told.
+    pub listening: Option<bool>,
+    pub score: u8,
+    /// Seconds since the last health check; `None` when there was none.
+    pub checked_s: Option<u64>,
+    /// Passes in a row in which it did not serve.
+    pub failures: u32,
+    /// The lowest score of each half hour of the last day, the oldest first; `None` when nothing is known.
+    pub day: Vec<Option<u8>>,
+    /// What is not well, and what is good to know of backups and certificates.
+    pub checks: Vec<Check>,
+    pub pause: Option<String>,
+    /// Nothing more is tried until `pg-recover reset`.
+    pub manual: bool,
+    /// Recoveries in a row that failed, and how many may.
+    pub attempts: (u32, u32),
+    /// Restarts within the window, how many may be made, and the window in seconds.
+    pub restarts: (u32, u32, u64),
+    /// The newest good base backup; `None` too when this user may not see it.
+    pub backup: Option<Backup>,
+    /// The last ones, the newest first.
+    pub recoveries: Vec<Record>,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub struct Backup {
+    pub id: String,
+    pub age_s: u64,
+    /// Seconds since one was restored to prove it, and how long that took.
+    pub proven_s: Option<u64>,
+    pub restore_s: Option<f64>,
+}
+
+/// What pg-watchdog keeps in `watchdog/16-main.json`.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+struct Budget {
+    restarts: Counter,
+}
+
+pub fn gather(clusters: &[Cluster], config: &Config) -> Host {
+    let now = Stamp::now();
+    let records = record::all();
+    let clusters = clusters.iter().map(|cluster| look(cluster, config, &records, &now)).collect();
+    Host { at: now.rfc3339(), clusters, units: units() }
+}
+
+fn units() -> Vec<(String, String)> {
+    let states = unit::show(&UNITS.map(|(name, _)| name)).map_err(|why| why.message);
+    match states {
+        Ok(states) => UNITS
+            .iter()
+            .zip(states)
+            .filter(|((_, runs), state)| {
+                let is_off = state.is_masked() || !matches!(state.file_state.as_str(), "enabled" | "enabled-runtime");
+                state.active == "failed" || *runs && state.active != "active" && !is_off
+            })
+            .map(|((name, _), state)| (name.to_string(), state.active))
+            .collect(),
+        Err(why) => vec![("systemd".into(), why)],
+    }
+}
+
+fn look(cluster: &Cluster, config: &Config, records: &[Record], now: &Stamp) -> Seen {
+    let name = cluster.name();
+    let health = health::state(&name).value;
+    let verdict = standing::verdict(&name).value;
+    let budget: State<Budget> = State::load(&format!("watchdog/{}.json", cluster.file_name()));
+    let checked = (health.at != Stamp::default()).then(|| now.since_with(&health.at, uptime()));
+    let is_fresh = checked.is_some_and(|age| age < FRESH);
+    let listening = listens(cluster);
+    let pause = pause::of(&name);
+    let is_of_interest = |check: &&Check| {
+        check.status != Status::Ok || matches!(check.name.as_str(), "backup" | "wal_stream" | "certificate")
+    };
+    let window = config.watchdog.restart_window;
+    let recoveries = records.iter().rev().filter(|record| record.cluster == name).take(RECOVERIES).cloned().collect();
+    Seen {
+        state: state(verdict.manual, pause.is_some(), listening, is_fresh.then_some(health.status)).into(),
+        listening,
+        score: health.score,
+        checked_s: checked.map(|age| age.as_secs()),
+        failures: health.failures,
+        day: day(health.trends.of(SCORE), now.boot as i64),
+        checks: if is_fresh { health.checks.iter().filter(is_of_interest).cloned().collect() } else { Vec::new() },
+        pause,
+        manual: verdict.manual,
+        attempts: (verdict.attempts, config.recover.max_attempts),
+        restarts: (budget.value.restarts.within(window, now), config.watchdog.restarts, window.as_secs()),
+        backup: newest_backup(cluster, now),
+        recoveries,
+        cluster: name,
+    }
+}
+
+fn state(manual: bool, paused: bool, listening: Option<bool>, status: Option<Status>) -> &'static str {
+    match (manual, paused, listening, status) {
+        (true, ..) => "needs you",
+        (_, true, ..) => "paused",
+        (_, _, Some(false), Some(Status::Ok | Status::Warning) | None) => "down",
+        (_, _, _, Some(Status::Critical)) => "critical",
+        (_, _, _, Some(Status::Unknown)) => "unknown",
+        (_, _, _, Some(Status::Warning)) => "warning",
+        (_, _, _, Some(Status::Ok)) => "ok",
+        (_, _, _, None) => "not checked",
+    }
+}
+
+/// Without waiting: a server that hangs has a socket all the same, and its queue may be full (unix(7), EAGAIN).
+fn listens(cluster: &Cluster) -> Option<bool> {
+    let path = cluster.socket_directory().join(format!(".s.PGSQL.{}", cluster.port()));
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
+    match connect(fd.as_raw_fd(), &UnixAddr::new(&path).ok()?) {
+        Ok(()) | Err(Errno::EAGAIN) => Some(true),
+        Err(Errno::ECONNREFUSED | Errno::ENOENT) => Some(false),
+        Err(_) => None,
+    }
+}
+
+/// The lowest score of each half hour up to `now`, seconds since boot.
+fn day(samples: &[(i64, u64)], now: i64) -> Vec<Option<u8>> {
+    let mut day = vec![None; BUCKETS];
+    let length = DAY / BUCKETS as i64;
+    for (at, score) in samples.iter().filter(|(at, _)| (0..DAY).contains(&(now - at))) {
+        let bucket = BUCKETS - 1 - ((now - at) / length) as usize;
+        let score = u8::try_from(*score).unwrap_or(100);
+        day[bucket] = Some(day[bucket].unwrap_or(100).min(score));
+    }
+    day
+}
+
+fn newest_backup(cluster: &Cluster, now: &Stamp) -> Option<Backup> {
+    let store = Path::new(backup::ROOT).join(cluster.file_name());
+    let path = store.clone();
+    let all = deadline::within(&store, PATIENCE, move || backup::read_all(&path))?;
+    let mut good: Vec<(String, Info)> = all.into_iter().filter_map(|(id, _, info)| Some((id, info.ok()?))).collect();
+    good.retain(|(_, info)| info.is_good());
+    good.sort_by_key(|(_, info)| info.order());
+    let drilled = good.iter().rev().find_map(|(_, info)| info.drilled.clone());
+    let (id, info) = good.pop()?;
+    Some(Backup {
+        id,
+        age_s: now.since(&info.finished).as_secs(),
+        proven_s: drilled.as_ref().map(|drill| now.since(&drill.at).as_secs()),
+        restore_s: drilled.and_then(|drill| drill.seconds),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_is_what_matters_most() {
+        let ok = Some(Status::Ok);
+        assert_eq!(state(false, false, Some(true), ok), "ok");
+        assert_eq!(state(false, false, Some(false), ok), "down", "a check of a minute ago is no news");
+        assert_eq!(state(false, false, Some(false), Some(Status::Critical)), "critical");
+        assert_eq!(state(false, true, Some(false), ok), "paused");
+        assert_eq!(state(true, true, Some(true), ok), "needs you");
+        assert_eq!(state(false, false, Some(true), None), "not checked");
+        assert_eq!(state(false, false, None, Some(Status::Warning)), "warning");
+    }
+
+    #[test]
+    fn a_day_is_the_lowest_score_of_each_half_hour() {
+        let now = 200_000;
+        let day = day(&[(now - DAY, 1), (now - DAY + 1, 90), (now - 1700, 40), (now - 60, 100), (now + 5, 0)], now);
+        assert_eq!((day.len(), day[0], day[1], day[47]), (48, Some(90), None, Some(40)));
+    }
+}

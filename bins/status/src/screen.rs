@@ -1,0 +1,215 @@
+//! One screen, for people.
+
+use std::fmt::Write;
+
+use shared::health::Status;
+use shared::record::Record;
+
+use crate::facts::{Host, Seen};
+
+const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+/// Of a message; the journal has all of it.
+const WIDTH: usize = 150;
+
+/// Select Graphic Rendition (ECMA-48, 8.3.117).
+#[derive(Clone, Copy)]
+enum Colour {
+    Green = 32,
+    Yellow = 33,
+    Red = 31,
+    Grey = 90,
+}
+
+pub fn draw(host: &Host, colour: bool) -> String {
+    let paint = |text: &str, of: Colour| match colour {
+        true => format!("\x1b[{}m{text}\x1b[0m", of as u8),
+        false => text.into(),
+    };
+    let mut text = String::new();
+    if host.clusters.is_empty() {
+        text.push_str("no PostgreSQL cluster on this host\n");
+    }
+    for seen in &host.clusters {
+        let of = match seen.state.as_str() {
+            "ok" => Colour::Green,
+            "warning" | "paused" | "unknown" | "not checked" => Colour::Yellow,
+            _ => Colour::Red,
+        };
+        let state = paint(&format!("{:<11}", seen.state.to_uppercase()), of);
+        let checked = match seen.checked_s {
+            Some(seconds) => format!("score {:>3}, checked {} ago", seen.score, spoken(seconds)),
+            None => "never checked".into(),
+        };
+        let _ =
+            writeln!(text, "{:<12} {state} {checked}  {}", seen.cluster, paint(&sparkline(&seen.day), Colour::Grey));
+        for (label, of, line) in lines(seen) {
+            let _ = writeln!(text, "  {} {}", paint(&format!("{label:<12}"), of), shorten(&line));
+        }
+    }
+    for (unit, state) in &host.units {
+        let _ = writeln!(text, "{} is {}: systemctl status {unit}", unit, paint(state, Colour::Red));
+    }
+    text
+}
+
+/// Label, its colour, and what is said.
+fn lines(seen: &Seen) -> Vec<(&'static str, Colour, String)> {
+    let mut lines = Vec::new();
+    let name = &seen.cluster;
+    if seen.manual {
+        let next = format!(
+            "nothing more is tried. See pg-recover explain; when it is repaired: pg-recover reset --cluster {name}"
+        );
+        lines.push(("needs you", Colour::Red, next));
+    }
+    if let Some(pause) = &seen.pause {
+        lines.push(("paused", Colour::Yellow, format!("{pause}; pg-recover resume ends it")));
+    }
+    if seen.listening == Some(false) {
+        lines.push(("socket", Colour::Red, "nobody listens there".into()));
+    }
+    for check in &seen.checks {
+        let (label, of) = match check.status {
+            Status::Critical => ("critical", Colour::Red),
+            Status::Warning => ("warning", Colour::Yellow),
+            Status::Unknown => ("unknown", Colour::Yellow),
+            Status::Ok => ("ok", Colour::Green),
+        };
+        lines.push((label, of, format!("{}: {}", check.name, check.message)));
+    }
+    if let Some(backup) = &seen.backup {
+        let proven = match (backup.proven_s, backup.restore_s) {
+            (Some(ago), Some(took)) => {
+                format!("; proven {} ago, restore takes {}", spoken(ago), spoken(took.ceil() as u64))
+            }
+            (Some(ago), None) => format!("; proven {} ago", spoken(ago)),
+            _ => "; not proven by a restore yet".into(),
+        };
+        lines.push(("backup", Colour::Grey, format!("{}, {} ago{proven}", backup.id, spoken(backup.age_s))));
+    }
+    let ((made, allowed, window), (failed, most)) = (seen.restarts, seen.attempts);
+    if made + failed + seen.failures > 0 {
+        let budget = format!(
+            "{made} of {allowed} restarts in {}, {failed} of {most} recoveries failed in a row, {} checks in a row without service",
+            spoken(window),
+            seen.failures
+        );
+        lines.push(("budget", Colour::Grey, budget));
+    }
+    for record in &seen.recoveries {
+        let of = match record.outcome.as_str() {
+            "recovered" => Colour::Green,
+            "declined" => Colour::Grey,
+            _ => Colour::Red,
+        };
+        lines.push(("recovery", of, recovery(record)));
+    }
+    lines
+}
+
+fn recovery(record: &Record) -> String {
+    let took = format!("{}.{} s", record.downtime_ms / 1000, record.downtime_ms % 1000 / 100);
+    let outcome = match record.outcome.as_str() {
+        "declined" => "left alone".into(),
+        outcome => format!("{outcome} in {took}"),
+    };
+    let why = record.evidence.first().map(|why| format!(": {why}")).unwrap_or_default();
+    format!("{} {} {outcome} by {}{why}", record.started, record.fault, record.detected_by)
+}
+
+fn sparkline(day: &[Option<u8>]) -> String {
+    let bar = |score: &Option<u8>| score.map_or(' ', |score| BARS[usize::from(score.min(100)) * 7 / 100]);
+    day.iter().map(bar).collect()
+}
+
+fn shorten(line: &str) -> String {
+    // What a server or a client has said must not move the cursor.
+    let line: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    match line.char_indices().nth(WIDTH) {
+        Some((at, _)) => format!("{}...", &line[..at]),
+        None => line,
+    }
+}
+
+/// `48s`, `12min`, `5h`, `3d`
+fn spoken(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}min", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::Backup;
+
+    fn seen() -> Seen {
+        Seen {
+            cluster: "15/main".into(),
+            state: "ok".into(),
+            listening: Some(true),
+            score: 100,
+            checked_s: Some(12),
+            day: vec![None, Some(0), Some(50), Some(100)],
+            restarts: (0, 5, 600),
+            attempts: (0, 3),
+            ..Seen::default()
+        }
+    }
+
+    fn screen(seen: Seen, colour: bool) -> String {
+        draw(&Host { clusters: vec![seen], ..Host::default() }, colour)
+    }
+
+    #[test]
+    fn a_healthy_cluster_is_one_line() {
+        assert_eq!(screen(seen(), false), "15/main      OK          score 100, checked 12s ago   ▁▄█\n");
+        assert_eq!(screen(seen(), true).matches("\x1b[32m").count(), 1);
+    }
+
+    #[test]
+    fn what_matters_is_there_with_the_next_command() {
+        let record = Record {
+            fault: "P1".into(),
+            outcome: "recovered".into(),
+            started: "2026-11-22T01:57:32Z".into(),
+            detected_by: "pg-watchdog".into(),
+            evidence: vec!["it was \x1b[2Jkilled".into()],
+            downtime_ms: 812,
+            ..Record::default()
+        };
+        let backup = Backup { id: "20261125T020000Z".into(), age_s: 30_000, proven_s: Some(90), restore_s: Some(3.2) };
+        let text = screen(
+            Seen {
+                state: "needs you".into(),
+                manual: true,
+                listening: Some(false),
+                restarts: (5, 5, 600),
+                recoveries: vec![record],
+                backup: Some(backup),
+                ..seen()
+            },
+            false,
+        );
+        for part in [
+            "NEEDS YOU",
+            "pg-recover reset --cluster 15/main",
+            "nobody listens",
+            "20261125T020000Z, 8h ago; proven 90s ago, restore takes 4s",
+            "5 of 5 restarts in 10min",
+            "2026-11-22T01:57:32Z P1 recovered in 0.8 s by pg-watchdog: it was  [2Jkilled",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn a_unit_that_does_not_run_is_named() {
+        let host = Host { units: vec![("pg-watchdog.service".into(), "failed".into())], ..Host::default() };
+        assert!(draw(&host, false).ends_with("pg-watchdog.service is failed: systemctl status pg-watchdog.service\n"));
+    }
+}

@@ -1,0 +1,78 @@
+//! One screen tells how every cluster is, whatever is down.
+
+use std::time::{Duration, Instant};
+
+use host::{Host, facts_on_both_suites, faults};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn status(host: &Host) -> Value {
+    host.json("pg-status --json")["clusters"][0].clone()
+}
+
+#[track_caller]
+fn screen(host: &Host, parts: &[&str]) {
+    // As somebody without any privilege.
+    let output = host.run_words(&["runuser", "-u", "nobody", "--", "pg-status"]);
+    assert_eq!((output.status, output.stderr.as_str()), (0, ""), "{output}");
+    for part in parts {
+        assert!(output.stdout.contains(part), "{part:?} is not in\n{output}");
+    }
+}
+
+facts_on_both_suites! {
+    fn one_screen_tells_the_state_of_a_cluster_and_what_was_done(host: Host) {
+        host.wait_until_settled();
+        host.start_and_wait("pg-health-check.service");
+        let cluster = host.cluster();
+        let seen = status(&host);
+        assert!(matches!(seen["state"].as_str(), Some("ok" | "warning")), "{seen:#}");
+        assert_eq!((&seen["cluster"], &seen["listening"]), (&Value::from(cluster.as_str()), &true.into()));
+        assert!(seen["day"].as_array().is_some_and(|day| day.len() == 48 && day[47] == seen["score"]), "{seen:#}");
+
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_until("it is healed", SOON, || host.recoveries().len() == 1);
+        screen(&host, &[&cluster, "recovery", "P1 recovered in", "by pg-watchdog", "1 of 5 restarts in 10min"]);
+
+        host.sh("pg-recover pause 1h 'moving house'");
+        screen(&host, &["PAUSED", "moving house", "pg-recover resume ends it"]);
+        // What the last check did not know yet.
+        host.operator_stops(&host.unit());
+        host.sh("systemctl stop pg-health-check.timer; pg-recover resume");
+        screen(&host, &["DOWN", "nobody listens there"]);
+        host.start_and_wait("pg-health-check.service");
+        screen(&host, &["CRITICAL", "1 checks in a row without service"]);
+        assert_eq!(status(&host)["failures"], 1);
+    }
+
+    fn it_answers_while_all_else_is_down(host: Host) {
+        host.wait_until_settled();
+        host.start_and_wait("pg-health-check.service");
+        host.sh("systemctl stop pg-health-check.timer pg-watchdog");
+        faults::p2_all_processes_stopped::inject(&host);
+        let began = Instant::now();
+        screen(&host, &[&host.cluster(), "pg-watchdog.service is inactive", "pg-health-check.timer is inactive"]);
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        assert_eq!(status(&host)["listening"], true);
+        // Torn, gone, and not to be read.
+        host.sh("cd /var/lib/pg-recovery && echo '{' > health/*.json && rm -rf recover watchdog && chmod 000 recoveries.jsonl; true");
+        let output = host.run_words(&["runuser", "-u", "nobody", "--", "pg-status"]);
+        assert!(output.success() && output.stdout.contains("NOT CHECKED"), "{output}");
+        host.sh("systemctl kill --signal=CONT $(systemctl list-units --plain --no-legend 'postgresql@*' | cut -d' ' -f1)");
+    }
+
+    fn who_is_needed_is_told_what_to_type(host: Host) {
+        host.wait_until_settled();
+        host.file("/var/lib/pg-recovery/recover/x").write("");
+        let cluster = host.cluster();
+        let file = format!("/var/lib/pg-recovery/recover/{}.json", cluster.replace('/', "-"));
+        host.file(&file).write("{\"version\": 1, \"serial\": 99, \"manual\": true, \"attempts\": 3}\n");
+        screen(&host, &["NEEDS YOU", &format!("pg-recover reset --cluster {cluster}"), "3 of 3 recoveries failed"]);
+        host.sh("pg-recover reset");
+        assert_eq!(status(&host)["manual"], false);
+        assert_eq!(host.run("pg-status --cluster 99/none").status, 64);
+        let watched = host.run("timeout 5 pg-status --watch --json");
+        assert_eq!(watched.stdout.matches("\"clusters\"").count(), 3, "{watched}");
+    }
+}
