@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{Error, Result};
 
@@ -376,14 +376,14 @@ pub enum Severity {
 }
 
 /// `[notify]`
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Notify {
     /// How long all must have been well until an incident is over.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration", serialize_with = "as_text")]
     pub calm: Duration,
     /// How long what only the health check finds must last until it is told.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration", serialize_with = "as_text")]
     pub delay: Duration,
     /// Messages an hour on one channel; above that they wait, and go as one.
     pub hourly: u32,
@@ -399,7 +399,7 @@ impl Default for Notify {
     fn default() -> Self {
         Notify {
             calm: Duration::from_secs(120),
-            delay: Duration::from_secs(120),
+            delay: Duration::from_secs(240),
             hourly: 20,
             quiet_hours: String::new(),
             heartbeat_url: String::new(),
@@ -409,7 +409,7 @@ impl Default for Notify {
     }
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ChannelKind {
     /// Through /usr/sbin/sendmail.
@@ -427,7 +427,7 @@ pub enum ChannelKind {
 }
 
 /// `[[notify.channel]]`
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Channel {
     pub name: String,
@@ -693,6 +693,9 @@ impl Config {
             return refuse("backup.max_rate", "must be between 32kB and 1GB, or 0B".into());
         }
         let n = &self.notify;
+        if n.hourly > 100 {
+            return refuse("notify.hourly", "must not be above 100".into());
+        }
         if !n.quiet_hours.is_empty() && parse_hours(&n.quiet_hours).is_none() {
             return refuse("notify.quiet_hours", format!("\"{}\" is not such as 22:00-07:00", n.quiet_hours));
         }
@@ -827,6 +830,10 @@ fn duration<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     })
 }
 
+fn as_text<S: Serializer>(time: &Duration, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(&format!("{}ms", time.as_millis()))
+}
+
 /// A number and a unit, spelled as in systemd and PostgreSQL: ms, s, min, h, d.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let (number, unit) = split_unit(text)?;
@@ -953,6 +960,14 @@ mod tests {
         let text = "[[cluster]]\nname = \"16/mian\"\n[[cluster]]\nname = \"16/main\"\n[[cluster]]\nname = \"9/own\"\n\
                     unit = \"u\"\ndata_directory = \"/d\"\nbin_directory = \"/b\"";
         assert_eq!(parse(&[("c", text)]).unwrap().strangers(|name| name == "16/main"), ["16/mian"]);
+    }
+
+    #[test]
+    fn what_is_kept_of_a_configuration_is_read_again() {
+        let text = "[notify]\nhourly = 7\n[[notify.channel]]\nname = \"a\"\nkind = \"mail\"\nto = \"b\"";
+        let notify = parse(&[("c", text)]).unwrap().notify;
+        let kept = serde_json::to_string(&notify).unwrap();
+        assert_eq!(serde_json::from_str::<Notify>(&kept).unwrap(), notify);
     }
 
     #[test]

@@ -9,6 +9,8 @@ use crate::owner::Owner;
 
 /// Tells everybody who is logged in. wall(1) cannot be used: it is setgid, and NoNewPrivileges= takes that away.
 pub fn tell(program: &str, message: &str) {
+    // What a server or a client has said must not move anybody's cursor.
+    let message: String = message.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect();
     let mut command = Command::new("loginctl");
     command.args(["list-sessions", "--no-legend", "--no-pager"]).env("LC_ALL", "C").env_remove("NOTIFY_SOCKET");
     let Ok(out) = crate::command::run(&mut command, Duration::from_secs(5)) else { return };

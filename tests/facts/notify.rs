@@ -60,6 +60,10 @@ const WEBHOOK: &str = "[[notify.channel]]\nname = \"hook\"\nkind = \"webhook\"\n
 fn boot(suite: Suite, configuration: &str) -> Host {
     let host = Host::boot(suite);
     host.wait_until_settled();
+    // What the computer that runs the tests is short of is no news here.
+    host.file("/etc/pg-recovery/config.d/busy.toml")
+        .write("[health]\npressure_warn = 100\nmemory_warn = 100\nmemory_fail = 100\n");
+    host.start_and_wait("pg-health-check.service");
     host.configure(configuration);
     look(&host);
     host
@@ -94,6 +98,37 @@ facts_on_both_suites! {
         ledger.stop_and_check().assert_nothing_lost();
     }
 
+    fn what_pg_recover_healed_is_told_as_healed_though_the_journal_lost_what_was_before(suite: Suite) {
+        let host = boot(suite, WEBHOOK);
+        receive(&host, 200);
+        // The entry that was read last is gone.
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_until("it is told", SOON, || messages(&host).len() == 1);
+        host.wait_until("it serves", SOON, || host.is_accepting());
+        host.sh("systemctl stop pg-notify.timer; rm -f /var/lib/pg-recovery/notify/outbox.json.bad; journalctl --sync --rotate --vacuum-time=1s");
+        host.configure(&format!("[notify]\ncalm = \"1s\"\n{WEBHOOK}"));
+        host.wait_until("that is over", SOON, || {
+            look(&host);
+            host.sh("pg-notify list") == "nothing to tell"
+        });
+        faults::c1_bad_postgresql_conf::inject(&host);
+        host.wait_until("it is told", SOON, || messages(&host).len() == 2);
+        let message = messages(&host).remove(1);
+        assert_eq!(message["kind"], "healed", "{message:#}");
+        assert!(message["subject"].to_string().contains("recovered"), "{message:#}");
+    }
+
+    fn a_mistake_in_the_configuration_silences_nobody(suite: Suite) {
+        let host = boot(suite, &format!("[notify]\ndelay = \"0s\"\n{WEBHOOK}"));
+        receive(&host, 200);
+        host.configure(&format!("nonsense = 1\n{WEBHOOK}"));
+        look(&host);
+        look(&host);
+        let told = messages(&host);
+        assert_eq!((told.len(), &told[0]["about"], &told[0]["severity"]), (1, &"configuration".into(), &"critical".into()), "{told:?}");
+        assert!(told[0]["text"].to_string().contains("unknown field `nonsense`"), "{told:?}");
+    }
+
     fn mail_goes_to_root_without_any_configuration(suite: Suite) {
         let host = boot(suite, "");
         // As one of postfix or exim4 would need it.
@@ -117,6 +152,8 @@ facts_on_both_suites! {
         host.run("systemctl start pg-notify-mail.service");
         host.journal_of("pg-notify-mail.service").says("exit status: 75; trying again");
         assert_eq!(host.state_of("pg-notify-mail.service"), "failed");
+        look(&host);
+        assert!(host.sh("pg-notify list").contains("pg-notify-mail.service: in trouble since"));
         assert!(host.sh("ls /var/lib/pg-recovery/notify/mail").contains("test-"));
     }
 

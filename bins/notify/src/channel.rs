@@ -1,5 +1,6 @@
 //! The ways to people. Each either takes a message, or says why not; what is secret is in no error.
 
+use std::fmt::{Display, Formatter};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -17,6 +18,24 @@ use crate::message::Message;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What Debian's ca-certificates makes.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// Bytes.
+const NTFY: usize = 3900;
+
+/// Why a message was not taken.
+#[derive(Debug)]
+pub enum Failure {
+    Later(String),
+    /// Trying again is of no use.
+    Never(String),
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let (Failure::Later(why) | Failure::Never(why)) = self;
+        f.write_str(why)
+    }
+}
 
 /// A channel with what is secret about it: its address, and its token.
 #[derive(Clone, Debug)]
@@ -54,19 +73,25 @@ fn secrets(channel: &Channel) -> Result<(String, Option<String>), String> {
 
 /// `LoadCredential=` of a folder makes one credential of each file in it.
 pub fn secret(name: &str) -> Result<String, String> {
+    let file = format!("/etc/pg-recovery/credentials/notify/{name}");
+    if Path::new(&file).is_symlink() {
+        return Err(format!("{file} is a link, which systemd does not follow for its units"));
+    }
     let text = credential::read(&format!("notify/{name}"), &format!("notify_{name}")).map_err(|e| e.message)?;
-    text.ok_or_else(|| format!("there is no file /etc/pg-recovery/credentials/notify/{name}"))
+    text.ok_or_else(|| format!("there is no file {file}"))
 }
 
 impl Line {
-    pub fn send(&self, message: &Message) -> Result<(), String> {
-        let (url, token) = self.secrets.as_ref().map_err(String::clone)?;
+    pub fn send(&self, message: &Message) -> Result<(), Failure> {
+        let (url, token) = self.secrets.as_ref().map_err(|why| Failure::Later(why.clone()))?;
         let token = token.as_deref();
-        let json = serde_json::to_string(message).map_err(|e| e.to_string())?;
+        let json = serde_json::to_string(message).map_err(|e| Failure::Never(e.to_string()))?;
         match self.channel.kind {
-            ChannelKind::Mail => mail::put(&self.channel.to, message),
+            ChannelKind::Mail => mail::put(&self.channel.name, &self.channel.to, message).map_err(Failure::Later),
             ChannelKind::Slack => {
+                // Or a name in it might call everybody (https://docs.slack.dev/messaging/formatting-message-text).
                 let text = format!("*{}*\n{}", message.subject, message.text);
+                let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
                 let body = serde_json::json!({ "text": text }).to_string();
                 post(url, None, &[("Content-Type", "application/json")], &body)
             }
@@ -80,9 +105,11 @@ impl Line {
                 // A header is ASCII.
                 let title: String =
                     message.subject.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
-                post(url, token, &[("Title", &title), ("Priority", priority), ("Tags", "elephant")], &message.text)
+                // What is longer becomes an attachment, which not every server takes (ntfy, message-size-limit).
+                let text = &message.text[..message.text.floor_char_boundary(NTFY)];
+                post(url, token, &[("Title", &title), ("Priority", priority), ("Tags", "elephant")], text)
             }
-            ChannelKind::Exec => run(&self.channel.command, &json),
+            ChannelKind::Exec => run(&self.channel.command, &json).map_err(Failure::Later),
             ChannelKind::Wall => {
                 terminals::tell("pg-notify", &format!("{}\n{}", message.subject, message.text));
                 Ok(())
@@ -106,13 +133,15 @@ fn agent() -> Agent {
     Agent::config_builder()
         .timeout_global(Some(PATIENCE))
         .max_redirects(0)
+        .http_status_as_error(false)
+        .proxy(None)
         .user_agent(concat!("pg-notify/", env!("CARGO_PKG_VERSION")))
         .tls_config(tls)
         .build()
         .into()
 }
 
-fn post(url: &str, token: Option<&str>, headers: &[(&str, &str)], body: &str) -> Result<(), String> {
+fn post(url: &str, token: Option<&str>, headers: &[(&str, &str)], body: &str) -> Result<(), Failure> {
     let mut request = agent().post(url);
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -123,16 +152,21 @@ fn post(url: &str, token: Option<&str>, headers: &[(&str, &str)], body: &str) ->
     judge(url, request.send(body))
 }
 
-pub fn get(url: &str) -> Result<(), String> {
+pub fn get(url: &str) -> Result<(), Failure> {
     judge(url, agent().get(url).call())
 }
 
-fn judge(url: &str, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<(), String> {
+fn judge(url: &str, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<(), Failure> {
     match answer {
         Ok(answer) if answer.status().is_success() => Ok(()),
-        Ok(answer) => Err(format!("the answer is {}", answer.status())),
+        Ok(answer) => {
+            let why = format!("the answer is {}", answer.status());
+            // It is this message that it does not take, and would not take later.
+            let never = matches!(answer.status().as_u16(), 400 | 413 | 414 | 415 | 422 | 431);
+            Err(if never { Failure::Never(why) } else { Failure::Later(why) })
+        }
         // An address may be a secret.
-        Err(e) => Err(e.to_string().replace(url, "(its address)")),
+        Err(e) => Err(Failure::Later(e.to_string().replace(url, "(its address)"))),
     }
 }
 
@@ -234,11 +268,11 @@ mod tests {
             "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
         ] {
             let (url, taken) = receiver(answer);
-            let why = line(ChannelKind::Webhook, &url, &[]).send(&message()).unwrap_err();
+            let why = line(ChannelKind::Webhook, &url, &[]).send(&message()).unwrap_err().to_string();
             assert!(!why.contains("secret-path") && !why.contains("token"), "{why}");
             taken.join().unwrap();
         }
-        let why = line(ChannelKind::Webhook, "not a url/secret-path", &[]).send(&message()).unwrap_err();
+        let why = line(ChannelKind::Webhook, "not a url/secret-path", &[]).send(&message()).unwrap_err().to_string();
         assert!(!why.contains("secret-path"), "{why}");
     }
 
@@ -250,7 +284,7 @@ mod tests {
         let got: Message = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
         assert_eq!(got.about, "15/main");
         std::fs::remove_file(file).unwrap();
-        let why = line(ChannelKind::Exec, "", &["/bin/sh", "-c", "exit 3"]).send(&message()).unwrap_err();
+        let why = line(ChannelKind::Exec, "", &["/bin/sh", "-c", "exit 3"]).send(&message()).unwrap_err().to_string();
         assert!(why.contains("exit status: 3"), "{why}");
         assert!(line(ChannelKind::Exec, "", &["/bin/nothing"]).send(&message()).is_err());
     }

@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
+use shared::clock::Stamp;
 use shared::config::Severity;
 use shared::log::{FAULT, MANUAL, OUTCOME};
 
@@ -28,6 +29,7 @@ pub struct Event {
     pub severity: Severity,
     /// Somebody is needed.
     pub person: bool,
+    pub at: String,
     pub text: String,
     pub recovery_id: String,
 }
@@ -40,9 +42,10 @@ pub fn since(cursor: &mut String) -> Vec<Event> {
         command.args(["--quiet", "--no-pager", "--all", "--output=json", &format!("--output-fields={FIELDS}"), &from]);
         shared::command::run(command.args(UNITS).args(&ids), Duration::from_secs(20))
     };
-    let from = if cursor.is_empty() { FIRST.to_string() } else { format!("--after-cursor={cursor}") };
+    // Not --after-cursor=: when that entry is gone, systemd 252 leaves out the first one behind it.
+    let from = if cursor.is_empty() { FIRST.to_string() } else { format!("--cursor={cursor}") };
     let output = match ask(from) {
-        // A journal that was removed and begun anew does not know the cursor.
+        // A cursor that is none.
         Ok(output) if !output.status.success() && !cursor.is_empty() => ask(FIRST.to_string()),
         other => other,
     };
@@ -63,29 +66,43 @@ fn read(text: &str, cursor: &mut String) -> Vec<Event> {
     let mut events = Vec::new();
     // The last line may be cut off.
     for entry in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
-        let field = |name: &str| entry[name].as_str().unwrap_or_default();
-        *cursor = field("__CURSOR").into();
-        events.extend(event(field));
+        let field = |name: &str| field(&entry[name]);
+        if std::mem::replace(cursor, field("__CURSOR")) != *cursor {
+            events.extend(event(field));
+        }
     }
     events
 }
 
-fn event<'a>(field: impl Fn(&str) -> &'a str) -> Option<Event> {
+/// What has bytes in it that cannot be printed comes as a list of numbers.
+fn field(value: &Value) -> String {
+    let byte = |number: &Value| number.as_u64().and_then(|number| u8::try_from(number).ok());
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(bytes) => {
+            String::from_utf8_lossy(&bytes.iter().filter_map(byte).collect::<Vec<u8>>()).into_owned()
+        }
+        _ => String::new(),
+    }
+}
+
+fn event(field: impl Fn(&str) -> String) -> Option<Event> {
     // 3, err, and worse (syslog(3)).
     let is_error = field("PRIORITY").parse::<u8>().is_ok_and(|priority| priority <= 3);
-    let is_warning = field("PRIORITY").parse::<u8>().is_ok_and(|priority| priority <= 4);
     let id = field("MESSAGE_ID");
-    if field("PG_CLUSTER").is_empty() || field("MESSAGE").is_empty() {
-        return None;
-    }
-    Some(Event {
-        cluster: field("PG_CLUSTER").into(),
-        trouble: id != OUTCOME || is_warning,
+    let microseconds: f64 = field("__REALTIME_TIMESTAMP").parse().unwrap_or_default();
+    let event = Event {
+        cluster: field("PG_CLUSTER"),
+        // A recovery that failed is an error.
+        trouble: id != OUTCOME || is_error,
         severity: if is_error { Severity::Critical } else { Severity::Warning },
-        person: id == MANUAL,
-        text: field("MESSAGE").into(),
-        recovery_id: field("PG_RECOVERY_ID").into(),
-    })
+        // A warning of this kind is advice.
+        person: id == MANUAL && is_error,
+        at: Stamp { wall: microseconds / 1e6, ..Stamp::default() }.rfc3339(),
+        text: field("MESSAGE"),
+        recovery_id: field("PG_RECOVERY_ID"),
+    };
+    (!event.cluster.is_empty() && !event.text.is_empty()).then_some(event)
 }
 
 #[cfg(test)]
@@ -100,9 +117,10 @@ mod tests {
                  \"PG_CLUSTER\":\"15/main\",\"PG_RECOVERY_ID\":\"r\",\"MESSAGE\":\"{text}\"}}\n"
             )
         };
-        let mut text = entry("a", FAULT, 4, "crashed") + &entry("b", OUTCOME, 5, "recovered");
+        let mut text = entry("a", FAULT, 4, "crashed") + &entry("b", OUTCOME, 4, "recovered");
         text += &(entry("c", OUTCOME, 3, "not recovered") + &entry("d", MANUAL, 3, "a person"));
         text += &entry("e", FAULT, 4, "torn")[..40];
+        text = entry("x", FAULT, 4, "was read before") + &text;
         let mut cursor = String::from("x");
         let events = read(&text, &mut cursor);
         let seen: Vec<_> = events.iter().map(|e| (e.trouble, e.severity, e.person)).collect();
@@ -113,5 +131,6 @@ mod tests {
         );
         assert_eq!(cursor, "d");
         assert!(read("", &mut cursor).is_empty() && cursor == "d");
+        assert_eq!(field(&serde_json::json!([101, 27, 115])), "e\u{1b}s");
     }
 }

@@ -6,13 +6,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use shared::clock::Stamp;
+use shared::clock::{Stamp, uptime};
 use shared::config::{Notify, Severity};
 
 use crate::events::Event;
 use crate::look::Finding;
 use crate::message::Message;
 
+/// For a recovery that is under way; the next look is a minute later.
+const GRACE: Duration = Duration::from_secs(20);
 /// Lines of a message: the first ones, and the last ones.
 const LINES: (usize, usize) = (5, 5);
 /// Bytes of a line; a statement may be in it.
@@ -38,7 +40,9 @@ pub struct Incident {
     pub asked: Option<String>,
     /// Nobody said so, it was only looked at: one look may be chance.
     pub looked: bool,
-    /// What was said, the first and the last.
+    /// What was said last.
+    pub last: String,
+    /// What was said and when, the first and the last of it.
     pub lines: Vec<String>,
     pub left_out: u32,
     pub recovery_id: String,
@@ -56,11 +60,11 @@ pub struct Incidents(pub BTreeMap<String, Incident>);
 impl Incidents {
     pub fn hear(&mut self, event: &Event, now: &Stamp) {
         if event.trouble || !self.0.contains_key(&event.cluster) {
-            self.trouble(&event.cluster, now, event.severity, &event.text, false);
+            self.trouble(&event.cluster, now, event.severity, (&event.at, &event.text), false);
         }
         if let Some(incident) = self.0.get_mut(&event.cluster) {
             if !event.trouble {
-                incident.say(&event.text);
+                incident.say(&event.at, &event.text);
                 incident.is_well(now);
             }
             if event.person {
@@ -75,14 +79,16 @@ impl Incidents {
 
     pub fn see(&mut self, finding: &Finding, now: &Stamp) {
         match (&finding.trouble, self.0.get_mut(&finding.about)) {
-            (Some((severity, text)), _) => self.trouble(&finding.about, now, *severity, text, true),
+            (Some((severity, text)), _) => {
+                self.trouble(&finding.about, now, *severity, (&finding.at.rfc3339(), text), true)
+            }
             // What was looked at before the trouble says nothing about it.
             (None, Some(incident)) if finding.at.is_after(&incident.seen, now) => incident.is_well(now),
             _ => {}
         }
     }
 
-    fn trouble(&mut self, about: &str, now: &Stamp, severity: Severity, text: &str, looked: bool) {
+    fn trouble(&mut self, about: &str, now: &Stamp, severity: Severity, said: (&str, &str), looked: bool) {
         let incident = self.0.entry(about.into()).or_insert_with(|| Incident {
             began: now.clone(),
             well: true,
@@ -98,7 +104,7 @@ impl Incidents {
         incident.seen = now.clone();
         incident.looked &= looked;
         incident.severity = incident.severity.max(severity);
-        incident.say(text);
+        incident.say(said.0, said.1);
     }
 
     /// What is to be told now; what is over goes.
@@ -122,8 +128,9 @@ impl Incident {
     }
 
     /// Numbers make no difference: the same is said again with another pid or percentage.
-    fn say(&mut self, text: &str) {
-        let text = &text[..text.floor_char_boundary(LINE)];
+    fn say(&mut self, at: &str, text: &str) {
+        self.last = text[..text.floor_char_boundary(LINE)].into();
+        let text = &format!("{at} {}", self.last);
         let same =
             |a: &str, b: &str| a.chars().filter(|c| !c.is_ascii_digit()).eq(b.chars().filter(|c| !c.is_ascii_digit()));
         if let Some(line) = self.lines.iter_mut().rev().take(LINES.1).find(|line| same(line, text)) {
@@ -139,7 +146,7 @@ impl Incident {
 
     /// What to tell of it, and whether it is over.
     fn turn(&mut self, now: &Stamp, config: &Notify) -> (Option<&'static str>, bool) {
-        let spell = now.since(&self.since);
+        let spell = now.since_with(&self.since, uptime());
         let is_over = self.well && spell >= config.calm;
         let is_worse = !self.well && self.told.is_some_and(|told| self.severity > told);
         // It was told as healed, and it came back and stays.
@@ -148,6 +155,8 @@ impl Incident {
         let (kind, goes) = match self.told {
             None if self.looked && self.well => (None, true),
             None if self.looked && spell < config.delay => (None, false),
+            // It may be about to be healed.
+            None if !self.looked && !self.well && !self.person && spell < GRACE => (None, false),
             None => (Some(if self.well && !asks { "healed" } else { "trouble" }), false),
             Some(_) if is_worse || stays || asks => (Some("trouble"), false),
             Some(_) if is_over => ((!self.told_well || self.count > self.told_count).then_some("over"), true),
@@ -163,7 +172,7 @@ impl Incident {
     }
 
     fn message(&self, about: &str, kind: &str, now: &Stamp) -> Message {
-        let last = self.lines.last().map_or("", String::as_str);
+        let last = self.last.as_str();
         let lasted = self.since.since(&self.began);
         let times = if self.count > 1 { format!(", {} times", self.count) } else { String::new() };
         let subject = match kind {
@@ -189,6 +198,9 @@ impl Incident {
             _ => format!("It began at {}. You are told when it is over.", self.began.rfc3339()),
         };
         text.push(state);
+        if kind != "trouble" && self.person {
+            text.push("It serves again; what was asked of you above may still be left to do.".into());
+        }
         if !self.recovery_id.is_empty() {
             text.push(format!("What was seen and done: pg-recover explain {}", self.recovery_id));
         }
@@ -224,6 +236,7 @@ mod tests {
             severity,
             person: trouble && severity == Severity::Critical,
             text: text.into(),
+            at: "then".into(),
             recovery_id: "r".into(),
         }
     }
@@ -283,7 +296,8 @@ mod tests {
     fn what_is_not_healed_is_told_when_it_begins_when_it_is_worse_and_when_it_is_over() {
         let mut incidents = Incidents::default();
         incidents.hear(&crash(), &at(0));
-        assert_eq!(told(&mut incidents, [0, 30, 60]), ["trouble"]);
+        assert!(told(&mut incidents, [0, 19]).is_empty());
+        assert_eq!(told(&mut incidents, [30, 60]), ["trouble"]);
         incidents.hear(&event(true, Severity::Critical, "manual intervention required"), &at(90));
         let worse = incidents.tell(&at(91), &Notify::default());
         assert!(worse[0].subject.contains("needs you: manual") && worse[0].severity == Severity::Critical);
@@ -333,20 +347,21 @@ mod tests {
         assert!(told(&mut incidents, [62]).is_empty() && incidents.0.is_empty());
         incidents.see(&finding(Some("no connection"), 100), &at(100));
         incidents.see(&finding(Some("no connection"), 160), &at(160));
-        assert_eq!(told(&mut incidents, [161, 221]), ["trouble"]);
+        assert!(told(&mut incidents, [161, 339]).is_empty());
+        assert_eq!(told(&mut incidents, [341, 400]), ["trouble"]);
     }
 
     #[test]
     fn the_same_again_is_one_line_and_no_message_grows_for_ever() {
         let mut incident = Incident::default();
         for pid in 0..50 {
-            incident.say(&format!("process {pid} died"));
+            incident.say("12:00", &format!("process {pid} died"));
         }
-        assert_eq!(incident.lines, ["process 49 died"]);
+        assert_eq!(incident.lines, ["12:00 process 49 died"]);
         for letter in 'a'..='z' {
-            incident.say(&letter.to_string());
+            incident.say("13:00", &letter.to_string());
         }
         assert_eq!((incident.lines.len(), incident.left_out), (10, 17));
-        assert_eq!((incident.lines[0].as_str(), incident.lines[9].as_str()), ("process 49 died", "z"));
+        assert_eq!((incident.lines[0].as_str(), incident.lines[9].as_str()), ("12:00 process 49 died", "13:00 z"));
     }
 }

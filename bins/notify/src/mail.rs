@@ -14,7 +14,8 @@ use crate::message::Message;
 
 /// Debian Policy, 11.6.
 pub const SENDMAIL: &str = "/usr/sbin/sendmail";
-const FOLDER: &str = "/var/lib/pg-recovery/notify/mail";
+/// The second one while the state disk is full or read-only.
+const FOLDERS: [&str; 2] = ["/var/lib/pg-recovery/notify/mail", "/run/pg-recovery/state/notify/mail"];
 const MOST: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two tries, and how long it is tried.
@@ -22,21 +23,21 @@ const PAUSE: Duration = Duration::from_secs(10 * 60);
 const KEPT: Duration = Duration::from_secs(3 * 86_400);
 
 /// Leaves a mail for pg-notify-mail.service.
-pub fn put(to: &str, message: &Message) -> Result<(), String> {
+pub fn put(channel: &str, to: &str, message: &Message) -> Result<(), String> {
     if !Path::new(SENDMAIL).exists() {
         return Err(format!("there is no {SENDMAIL}; any package that provides mail-transport-agent has it"));
     }
-    put_into(Path::new(FOLDER), to, message).map_err(|e| format!("could not write to {FOLDER}: {e}"))
+    let put = |folder: &str| put_into(Path::new(folder), channel, to, message);
+    put(FOLDERS[0]).or_else(|e| put(FOLDERS[1]).map_err(|_| format!("could not write to {}: {e}", FOLDERS[0])))
 }
 
-fn put_into(folder: &Path, to: &str, message: &Message) -> std::io::Result<()> {
+fn put_into(folder: &Path, channel: &str, to: &str, message: &Message) -> std::io::Result<()> {
     fs::create_dir_all(folder)?;
     if waiting(folder).len() >= MOST {
         return Err(std::io::Error::other(format!("{MOST} mails wait there already")));
     }
-    // One recipient each; the name says which message it is, so that no message is there twice.
-    let recipient: String = to.chars().filter(char::is_ascii_alphanumeric).collect();
-    state::replace(&folder.join(format!("{}-{recipient}.eml", message.id)), text(to, message).as_bytes(), 0o600)
+    // The name says which message it is, so that no message is there twice.
+    state::replace(&folder.join(format!("{}-{channel}.eml", message.id)), text(to, message).as_bytes(), 0o600)
 }
 
 fn text(to: &str, message: &Message) -> String {
@@ -75,11 +76,11 @@ fn waiting(folder: &Path) -> Vec<PathBuf> {
     mails
 }
 
-/// Hands over what waits. Fails when a mail was not taken and none of it is given up, so that the unit shows it.
+/// Hands over what waits. Fails as long as a mail waits that was not taken, so that the unit shows it.
 pub fn hand_over() -> Result<Code> {
     crate::become_own_user()?;
     let mut code = Code::Ok;
-    for mail in waiting(Path::new(FOLDER)) {
+    for mail in FOLDERS.iter().flat_map(|folder| waiting(Path::new(folder))) {
         let age = |time: std::io::Result<SystemTime>| {
             time.ok().and_then(|time| SystemTime::now().duration_since(time).ok()).unwrap_or(PAUSE)
         };
@@ -87,6 +88,7 @@ pub fn hand_over() -> Result<Code> {
         // The time of a file is that of its last try, once there was one.
         let was_tried = mail.with_extension("eml.tried").exists();
         if was_tried && age(meta.modified()) < PAUSE {
+            code = Code::Failed;
             continue;
         }
         match sendmail(&mail) {
@@ -155,15 +157,15 @@ mod tests {
     fn no_mail_is_there_twice_and_the_folder_does_not_grow_for_ever() {
         let folder = std::env::temp_dir().join(format!("pg-notify-mail-{}", std::process::id()));
         let mut message = Message { id: "1".into(), ..Message::default() };
-        put_into(&folder, "root", &message).unwrap();
-        put_into(&folder, "root", &message).unwrap();
+        put_into(&folder, "ops", "root", &message).unwrap();
+        put_into(&folder, "ops", "root", &message).unwrap();
         assert_eq!(waiting(&folder).len(), 1);
         for id in 2..=MOST {
             message.id = id.to_string();
-            put_into(&folder, "root", &message).unwrap();
+            put_into(&folder, "ops", "root", &message).unwrap();
         }
         message.id = "more".into();
-        assert!(put_into(&folder, "root", &message).is_err());
+        assert!(put_into(&folder, "ops", "root", &message).is_err());
         fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -32,11 +32,10 @@ fn run() -> Result<Code> {
     let [verb] = args.words.as_slice() else {
         return Err(Error::usage("one command is needed").hint("Try --help."));
     };
-    let config = args.load_config()?;
     match verb.as_str() {
-        "test" => report::test(&config.notify),
+        "test" => report::test(&args.load_config()?.notify),
         "list" => report::list(args.json),
-        "send" => send::run(&config),
+        "send" => send::run(args.load_config()),
         "mail" => mail::hand_over(),
         word => Err(Error::usage(format!("unknown command \"{word}\"")).hint("Try --help.")),
     }

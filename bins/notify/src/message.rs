@@ -35,12 +35,12 @@ impl Message {
         Message {
             id: String::new(),
             at: now.rfc3339(),
-            subject: shorten(&format!("{host}: {subject}")),
+            subject: shorten(&printable(&format!("{host}: {subject}"))),
             host,
             about: about.into(),
             kind: kind.into(),
             severity,
-            text,
+            text: printable(&text),
             recovery_id: String::new(),
         }
     }
@@ -55,9 +55,18 @@ impl Message {
         let last = messages.last().map_or("", |last| last.subject.as_str());
         let last = last.split_once(": ").map_or(last, |(_, rest)| rest);
         let subject = format!("{} messages, the last: {last}", messages.len());
-        let first = messages.first().cloned().unwrap_or_default();
-        Message { id: first.id, ..Message::new("several", &first.about, worst, &subject, text) }
+        // The same as long as it has the same in it.
+        let id = format!("{}-{}", messages.last().map_or("", |last| &last.id), messages.len());
+        Message {
+            id,
+            ..Message::new("several", messages.first().map_or("", |first| &first.about), worst, &subject, text)
+        }
     }
+}
+
+/// What a server or a client has said must not move anybody's cursor.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
 /// The first line, and no more of it than fits.

@@ -9,7 +9,7 @@ use shared::config::{Notify, Severity, parse_hours};
 use shared::counter::Counter;
 use shared::state::State;
 
-use crate::channel::Line;
+use crate::channel::{Failure, Line};
 use crate::incident::Incidents;
 use crate::message::Message;
 
@@ -32,6 +32,8 @@ pub struct Outbox {
     pub channels: BTreeMap<String, Progress>,
     /// The last number of a message.
     pub number: u64,
+    /// The last configuration that could be used.
+    pub config: Option<Notify>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -91,19 +93,21 @@ impl Outbox {
     fn due(&self, line: &Line, config: &Notify, now: &Stamp, quiet: bool) -> Vec<usize> {
         let name = &line.channel.name;
         let progress = self.channels.get(name).cloned().unwrap_or_default();
-        let pause = PAUSE.1.min(PAUSE.0 * 2u32.saturating_pow(progress.failed.saturating_sub(1)));
-        if progress.failed > 0 && now.since_with(&progress.tried, uptime()) < pause
-            || progress.sent.within(HOUR, now) >= config.hourly
-        {
-            return Vec::new();
-        }
-        let waits =
-            |parcel: &Parcel| parcel.left.contains(name) && (!quiet || parcel.message.severity == Severity::Critical);
+        // What is critical goes first, is tried more often, and does not wait for an hour to be over.
+        let is_critical = |parcel: &Parcel| parcel.message.severity == Severity::Critical;
+        let room = config.hourly.saturating_sub(progress.sent.within(HOUR, now));
+        let waits = |parcel: &Parcel| parcel.left.contains(name) && ((!quiet && room > 0) || is_critical(parcel));
         let waiting = self.parcels.iter().enumerate().filter(|(_, parcel)| waits(parcel));
         let mut waiting: Vec<usize> = waiting.map(|(index, _)| index).collect();
+        waiting.sort_by_key(|index| !is_critical(&self.parcels[*index]));
+        let urgent = waiting.first().is_some_and(|first| is_critical(&self.parcels[*first]));
+        let most = if urgent { PAUSE.0 * 4 } else { PAUSE.1 };
+        let pause = most.min(PAUSE.0 * 2u32.saturating_pow(progress.failed.saturating_sub(1)));
+        if progress.failed > 0 && now.since_with(&progress.tried, uptime()) < pause {
+            return Vec::new();
+        }
         // The last that may go in this hour takes all others along.
-        let room = (config.hourly - progress.sent.within(HOUR, now)) as usize;
-        if waiting.len() <= ONE_BY_ONE && room > 1 {
+        if waiting.len() <= ONE_BY_ONE && room != 1 {
             waiting.truncate(1);
         }
         waiting
@@ -148,6 +152,14 @@ pub fn deliver(state: &mut State<Outbox>, lines: &[Line], config: &Notify) {
                     progress.sent.add(Stamp::now());
                     for index in indexes {
                         state.value.parcels[index].left.retain(|left| left != name);
+                    }
+                }
+                Err(Failure::Never(why)) => {
+                    progress.failed = 0;
+                    for index in indexes {
+                        let parcel = &mut state.value.parcels[index];
+                        log::error!("channel {name} does not take \"{}\": {why}; given up", parcel.message.subject);
+                        parcel.left.retain(|left| left != name);
                     }
                 }
                 Err(why) => {
@@ -215,7 +227,7 @@ mod tests {
         outbox.post(message(Severity::Warning), &lines);
         outbox.post(message(Severity::Critical), &lines);
         let config = Notify::default();
-        assert_eq!(outbox.due(&lines[0], &config, &now, false), [0]);
+        assert_eq!(outbox.due(&lines[0], &config, &now, false), [1], "what is critical goes first");
         assert_eq!(outbox.due(&lines[0], &config, &now, true), [1]);
         assert_eq!(outbox.due(&lines[1], &config, &now, false), [1]);
         outbox.tidy(&lines[1..], &now);
@@ -252,6 +264,8 @@ mod tests {
         progress.sent.add(now.clone());
         outbox.channels.insert("all".into(), progress);
         assert!(outbox.due(&lines[0], &config, &now, false).is_empty());
+        outbox.post(message(Severity::Critical), &lines);
+        assert_eq!(outbox.due(&lines[0], &config, &now, false), [2], "whatever went before");
     }
 
     #[test]

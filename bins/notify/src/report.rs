@@ -36,6 +36,7 @@ pub fn test(config: &Notify) -> Result<Code> {
 
 /// Incidents that are not over, and what waits to be sent.
 pub fn list(json: bool) -> Result<Code> {
+    crate::become_own_user()?;
     let outbox = outbox::load().value;
     if json {
         let document = serde_json::json!({
@@ -49,7 +50,7 @@ pub fn list(json: bool) -> Result<Code> {
     let mut text = String::new();
     for (about, incident) in &outbox.incidents.0 {
         let state = if incident.well { "well since" } else { "in trouble since" };
-        let last = incident.lines.last().map_or("", String::as_str);
+        let last = &incident.last;
         text.push_str(&format!("{about}: {state} {}, {} times: {last}\n", incident.since.rfc3339(), incident.count));
     }
     for parcel in &outbox.parcels {

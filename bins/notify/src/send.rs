@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 use shared::clock::Stamp;
 use shared::config::Config;
-use shared::exit::Code;
+use shared::exit::{self, Code};
 use shared::{Error, Result};
 
 use crate::{channel, events, look, outbox};
@@ -15,8 +15,17 @@ use crate::{channel, events, look, outbox};
 const LOCK: &str = "/run/pg-recovery-notify/lock";
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub fn run(config: &Config) -> Result<Code> {
-    let (host, config) = (config, &config.notify);
+/// A configuration that cannot be used must not silence everybody: the last good one goes on, and that is told.
+pub fn run(loaded: Result<Config>) -> Result<Code> {
+    let (host, mistake) = match loaded {
+        Ok(host) => (host, None),
+        Err(why) => {
+            exit::report(&why);
+            let notify = outbox::load().value.config.unwrap_or_default();
+            (Config { notify, ..Config::default() }, Some(why.message))
+        }
+    };
+    let config = &host.notify;
     // Only root reads the credentials by hand.
     let lines = channel::lines(config);
     let heartbeat = match config.heartbeat_credential.as_str() {
@@ -32,7 +41,8 @@ pub fn run(config: &Config) -> Result<Code> {
         return Err(Error::with(Code::TempFail, "another run of pg-notify does not end"));
     };
     let mut state = outbox::load();
-    let sight = look::around(host);
+    state.value.config = Some(config.clone());
+    let sight = look::around(&host, mistake);
     let now = Stamp::now();
     let outbox = &mut state.value;
     for event in events::since(&mut outbox.cursor) {
@@ -44,10 +54,14 @@ pub fn run(config: &Config) -> Result<Code> {
     for message in outbox.incidents.tell(&now, config) {
         outbox.post(message, &lines);
     }
+    outbox.incidents.0.retain(|about, _| look::is_there(&host, about));
     outbox.tidy(&lines, &now);
     let all_well =
         sight.all_serve && outbox.incidents.0.values().all(|incident| incident.well || incident.told.is_none());
-    state.save_or_warn();
+    if let Err(why) = state.save() {
+        // What cannot be kept would be sent again every minute.
+        return Err(Error::failed(format!("could not keep what is to be sent: {why}")));
+    }
     outbox::deliver(&mut state, &lines, config);
     match heartbeat {
         Ok(url) if url.is_empty() || !all_well => {}

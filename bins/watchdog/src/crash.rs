@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use shared::clock::Stamp;
-use shared::log::{FAULT, MANUAL};
+use shared::log::{MANUAL, OUTCOME};
 use shared::record::{self, Record};
 use shared::terminals;
 
@@ -50,7 +50,7 @@ impl Crashes {
             let fault = if killed.is_some() { "M1" } else { "P4" };
             let mut evidence = crash.evidence();
             evidence.extend(killed.map(|shown| format!("it was the OOM killer: {shown}")));
-            log::warn!(MESSAGE_ID = FAULT, PG_CLUSTER = cluster, PG_FAULT = fault;
+            log::warn!(MESSAGE_ID = OUTCOME, PG_CLUSTER = cluster, PG_FAULT = fault;
                 "cluster {cluster}: {}; the server is back by itself, nothing is done", evidence.join("; "));
             let now = Stamp::now().rfc3339();
             record::append(&Record {
