@@ -150,6 +150,19 @@ facts_on_both_suites! {
         assert!(host.sh("pg-recover --plan").contains("an upgrade"), "the pause is in force");
     }
 
+    fn an_upgrade_starts_what_the_version_before_did_not_have(host: Host) {
+        an_older_version(&host);
+        let older = "rm -f /older/usr/lib/systemd/system/pg-notify*; sed -i 's/ pg-notify.timer pg-notify.path//' /older/DEBIAN/p*; \
+                     dpkg-deb --root-owner-group -Znone --build /older /older.deb";
+        host.sh(older);
+        apt(&host, "purge pg-recovery");
+        apt(&host, "install /older.deb");
+        assert_eq!(states(&host), ["active"; 3]);
+        assert_eq!(host.property_of("pg-notify.timer", "LoadState"), "not-found");
+        upgrade(&host);
+        assert_eq!((host.state_of("pg-notify.timer"), host.state_of("pg-notify.path")), ("active".into(), "active".into()));
+    }
+
     fn what_the_operator_switched_off_stays_off_over_an_upgrade(host: Host) {
         an_older_version(&host);
         host.sh("systemctl stop pg-recovery.target");
