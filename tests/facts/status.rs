@@ -46,6 +46,13 @@ facts_on_both_suites! {
         assert_eq!(status(&host)["failures"], 1);
     }
 
+    fn what_is_not_meant_to_run_is_off_and_not_down(host: Host) {
+        host.wait_until_settled();
+        host.operator_disables(&host.unit());
+        host.start_and_wait("pg-health-check.service");
+        screen(&host, &["OFF", "is disabled in start.conf"]);
+    }
+
     fn it_answers_while_all_else_is_down(host: Host) {
         host.wait_until_settled();
         host.start_and_wait("pg-health-check.service");

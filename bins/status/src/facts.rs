@@ -51,7 +51,7 @@ pub struct Host {
 #[derive(Debug, Default, Serialize)]
 pub struct Seen {
     pub cluster: String,
-    /// `ok`, `warning`, `critical`, `unknown`, `not checked`, `down`, `paused` or `needs you`.
+    /// `ok`, `warning`, `critical`, `unknown`, `not checked`, `down`, `off`, `paused` or `needs you`.
     pub state: String,
     /// Somebody listens on its socket; `None` when that cannot be told.
     pub listening: Option<bool>,
@@ -65,6 +65,8 @@ pub struct Seen {
     /// What is not well, and what is good to know of backups and certificates.
     pub checks: Vec<Check>,
     pub pause: Option<String>,
+    /// Why it is not meant to run, if it is not and does not.
+    pub off: Option<String>,
     /// Nothing more is tried until `pg-recover reset`.
     pub manual: bool,
     /// Recoveries in a row that failed, and how many may.
@@ -125,13 +127,15 @@ fn look(cluster: &Cluster, config: &Config, records: &[Record], now: &Stamp) -> 
     let is_fresh = checked.is_some_and(|age| age < FRESH);
     let listening = listens(cluster);
     let pause = pause::of(&name);
+    let off = off(cluster).filter(|_| listening == Some(false));
     let is_of_interest = |check: &&Check| {
         check.status != Status::Ok || matches!(check.name.as_str(), "backup" | "wal_stream" | "certificate")
     };
     let window = config.watchdog.restart_window;
     let recoveries = records.iter().rev().filter(|record| record.cluster == name).take(RECOVERIES).cloned().collect();
     Seen {
-        state: state(verdict.manual, pause.is_some(), listening, is_fresh.then_some(health.status)).into(),
+        state: state(verdict.manual, pause.is_some(), off.is_some(), listening, is_fresh.then_some(health.status))
+            .into(),
         listening,
         score: health.score,
         checked_s: checked.map(|age| age.as_secs()),
@@ -139,6 +143,7 @@ fn look(cluster: &Cluster, config: &Config, records: &[Record], now: &Stamp) -> 
         day: day(health.trends.of(SCORE), now.boot as i64),
         checks: if is_fresh { health.checks.iter().filter(is_of_interest).cloned().collect() } else { Vec::new() },
         pause,
+        off,
         manual: verdict.manual,
         attempts: (verdict.attempts, config.recover.max_attempts),
         restarts: (budget.value.restarts.within(window, now), config.watchdog.restarts, window.as_secs()),
@@ -148,10 +153,11 @@ fn look(cluster: &Cluster, config: &Config, records: &[Record], now: &Stamp) -> 
     }
 }
 
-fn state(manual: bool, paused: bool, listening: Option<bool>, status: Option<Status>) -> &'static str {
+fn state(manual: bool, paused: bool, off: bool, listening: Option<bool>, status: Option<Status>) -> &'static str {
     match (manual, paused, listening, status) {
         (true, ..) => "needs you",
         (_, true, ..) => "paused",
+        _ if off => "off",
         (_, _, Some(false), Some(Status::Ok | Status::Warning) | None) => "down",
         (_, _, _, Some(Status::Critical)) => "critical",
         (_, _, _, Some(Status::Unknown)) => "unknown",
@@ -159,6 +165,13 @@ fn state(manual: bool, paused: bool, listening: Option<bool>, status: Option<Sta
         (_, _, _, Some(Status::Ok)) => "ok",
         (_, _, _, None) => "not checked",
     }
+}
+
+/// As far as the files tell (`standing` asks systemd as well).
+fn off(cluster: &Cluster) -> Option<String> {
+    let is_started = |unit: &str| unit::is_enabled_by_link(unit, "multi-user.target");
+    let is_never = || cluster.is_debian && !is_started("postgresql.service") && !is_started(&cluster.unit);
+    standing::off_in_files(cluster).or_else(|| is_never().then(|| "has its postgresql.service disabled".into()))
 }
 
 /// Without waiting: a server that hangs has a socket all the same, and its queue may be full (unix(7), EAGAIN).
@@ -209,13 +222,14 @@ mod tests {
     #[test]
     fn the_state_is_what_matters_most() {
         let ok = Some(Status::Ok);
-        assert_eq!(state(false, false, Some(true), ok), "ok");
-        assert_eq!(state(false, false, Some(false), ok), "down", "a check of a minute ago is no news");
-        assert_eq!(state(false, false, Some(false), Some(Status::Critical)), "critical");
-        assert_eq!(state(false, true, Some(false), ok), "paused");
-        assert_eq!(state(true, true, Some(true), ok), "needs you");
-        assert_eq!(state(false, false, Some(true), None), "not checked");
-        assert_eq!(state(false, false, None, Some(Status::Warning)), "warning");
+        assert_eq!(state(false, false, false, Some(true), ok), "ok");
+        assert_eq!(state(false, false, false, Some(false), ok), "down", "a check of a minute ago is no news");
+        assert_eq!(state(false, false, false, Some(false), Some(Status::Critical)), "critical");
+        assert_eq!(state(false, true, false, Some(false), ok), "paused");
+        assert_eq!(state(false, false, true, Some(false), ok), "off", "nobody misses it");
+        assert_eq!(state(true, true, false, Some(true), ok), "needs you");
+        assert_eq!(state(false, false, false, Some(true), None), "not checked");
+        assert_eq!(state(false, false, false, None, Some(Status::Warning)), "warning");
     }
 
     #[test]

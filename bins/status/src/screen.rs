@@ -32,6 +32,7 @@ pub fn draw(host: &Host, colour: bool) -> String {
     for seen in &host.clusters {
         let of = match seen.state.as_str() {
             "ok" => Colour::Green,
+            "off" => Colour::Grey,
             "warning" | "paused" | "unknown" | "not checked" => Colour::Yellow,
             _ => Colour::Red,
         };
@@ -65,7 +66,9 @@ fn lines(seen: &Seen) -> Vec<(&'static str, Colour, String)> {
     if let Some(pause) = &seen.pause {
         lines.push(("paused", Colour::Yellow, format!("{pause}; pg-recover resume ends it")));
     }
-    if seen.listening == Some(false) {
+    if let Some(off) = &seen.off {
+        lines.push(("off", Colour::Grey, format!("cluster {name} {off}")));
+    } else if seen.listening == Some(false) {
         lines.push(("socket", Colour::Red, "nobody listens there".into()));
     }
     for check in &seen.checks {
