@@ -44,6 +44,8 @@ pub fn run(command: &mut Command, patience: Duration) -> std::io::Result<Output>
         let _ = killpg(group, Signal::SIGKILL);
         let _ = child.wait();
     })?;
+    // Its end is looked for again and again, and at once when it closes its output, as most do by ending.
+    let mut printed = None;
     let mut pause = Duration::from_millis(1);
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -57,14 +59,19 @@ pub fn run(command: &mut Command, patience: Duration) -> std::io::Result<Output>
                 format!("no end after {}ms", patience.as_millis()),
             ));
         }
-        std::thread::sleep(pause);
+        if printed.is_some() {
+            std::thread::sleep(pause);
+        } else if let Ok(text) = stdout.recv_timeout(pause) {
+            printed = Some(text);
+            pause = Duration::from_micros(100);
+        }
         pause = (pause * 2).min(Duration::from_millis(20));
     };
     // What it started in the background may hold the pipe open.
     let grace = Duration::from_millis(500);
     Ok(Output {
         status,
-        stdout: stdout.recv_timeout(grace).unwrap_or_default(),
+        stdout: printed.or_else(|| stdout.recv_timeout(grace).ok()).unwrap_or_default(),
         stderr: stderr.recv_timeout(grace).unwrap_or_default(),
     })
 }
