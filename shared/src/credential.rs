@@ -33,7 +33,7 @@ fn load(original: &Path, copy: Option<&Path>) -> Result<Option<String>> {
     }
     let path = copy.unwrap_or(original);
     let hint = match copy {
-        Some(_) => "LoadCredential= of the unit says where it comes from: systemctl cat shows it",
+        Some(_) => "LoadCredential= says where it comes from: systemctl cat shows that of the unit",
         None => "Run it as root, or start its unit.",
     };
     // Root may have put a link there, to wherever its secrets are.

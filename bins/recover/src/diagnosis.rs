@@ -253,6 +253,8 @@ fn running(facts: &Facts, config: &Config, evidence: &mut Vec<String>) -> Fault 
             evidence.push("it takes each connection in, so it moves and is busy, not hung".into());
             Fault::Moving
         }
+        // Told to go on by somebody else between the two looks, perhaps.
+        Err(_) if silent && postmaster.state == 'R' && !facts.waited => Fault::Settling,
         Err(_) if silent && postmaster.state == 'S' => {
             evidence.push("three connections did not wake it".into());
             Fault::Hung

@@ -487,6 +487,12 @@ mod tests {
             }),
             ..well()
         };
+        let goes_on = |waited| Facts {
+            family: Family { postmaster: Some(process(10, 'R')), ..Family::default() },
+            connection: Err(Refusal::Timeout),
+            waited,
+            ..well()
+        };
         for (facts, class) in [
             (well(), "none"),
             (busy, "H2"),
@@ -500,6 +506,8 @@ mod tests {
             (ending(), "H2"),
             (Facts { connection: Err(Refusal::Broken("x".into())), ..well() }, "H2"),
             (Facts { connection: Err(Refusal::Broken("x".into())), waited: true, ..well() }, "unknown"),
+            (goes_on(false), "H2"),
+            (goes_on(true), "unknown"),
             (socket(false, "ready"), "P12"),
             (socket(true, "stopping"), "H2"),
             (Facts { socket_lost: None, ..socket(true, "ready") }, "O1"),

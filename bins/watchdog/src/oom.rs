@@ -15,7 +15,7 @@ use crate::crash::Crash;
 pub const TOLD_AT: u32 = 2;
 
 /// The counter as it was at some moment.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Kills(Option<(PathBuf, u64)>);
 
 impl Kills {

@@ -57,6 +57,8 @@ pub struct Sentry {
     died: Option<Instant>,
     seen: Seen,
     seen_well: Mark,
+    /// What the kernel had killed before the last look that found it well.
+    kills: Option<Kills>,
     said: String,
     busy_said: Option<Instant>,
     /// Something other than a busy spell was said about a server that runs; its end is said too.
@@ -113,6 +115,7 @@ impl Sentry {
             cluster: post.cluster(),
             config: post.config(),
             seen_well: Mark { log_size: keeper.log_size(), kills: Kills::default() },
+            kills: None,
             keeper,
             handover: Handover::default(),
             sessions: Sessions::new(&name),
@@ -276,9 +279,12 @@ impl Sentry {
                     if let Some(last) = self.crashes.enter(&self.name, &log, killed.as_deref()) {
                         self.ran_out_of_memory(Some(&last));
                     }
+                    self.kills = Some(end.kills.clone());
                     self.seen_well = end;
                 } else {
-                    self.seen_well = mark;
+                    // A kill counts before the process is gone and the server can log it: one look earlier for that.
+                    let kills = self.kills.replace(mark.kills.clone()).unwrap_or(mark.kills);
+                    self.seen_well = Mark { kills, ..mark };
                 }
                 if let Some(beat) = look.beat {
                     // Who only looks on takes no room.
