@@ -259,6 +259,7 @@ facts_on_both_suites! {
     fn a_removed_lock_file_is_noticed_before_the_server_does(host: Host) {
         host.wait_until_settled();
         alone(&host);
+        faults::p8_postmaster_pid_removed::wait_for_its_own_look(&host);
         let since = now(&host);
         let pid = faults::p8_postmaster_pid_removed::inject(&host);
         let seen = seconds_until_said(&host, since, "was removed or replaced while its server runs");

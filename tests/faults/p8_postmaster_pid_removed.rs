@@ -44,7 +44,7 @@ pub const FAULTS: &[Fault] = &[
 
 /// Waits until the server has just looked after the file itself, as it does once a minute from its start on (ServerLoop in
 /// postmaster.c): a look in the very second until it is put back ends the server. True for its first minutes.
-fn wait_for_its_own_look(host: &Host) {
+pub fn wait_for_its_own_look(host: &Host) {
     let age =
         || host.sh(&format!("ps -o etimes= -p {}", host.postmaster_pid())).trim().parse::<u64>().expect("seconds");
     host.wait_until("the server has looked itself", Duration::from_secs(60), || (8..50).contains(&(age() % 60)));
