@@ -21,7 +21,7 @@ fn load(original: &Path, copy: Option<&Path>) -> Result<Option<String>> {
     // see that, it lets nobody else read it either.
     match std::fs::metadata(original) {
         Ok(meta) if !meta.is_file() => {
-            let hint = "Put what is secret into a file of this name, with mode 0600.";
+            let hint = "Put the password or token into a file of this name, with mode 0600.";
             return refuse(original, "it is not a regular file", hint);
         }
         Ok(meta) if meta.permissions().mode() & 0o077 != 0 => {

@@ -294,7 +294,7 @@ facts_on_both_suites! {
 
         host.sh(&format!("rm {CREDENTIAL} && mkdir {CREDENTIAL}"));
         let folder = "it is not a regular file";
-        refuses(host.run("pg-health-check"), CREDENTIAL, folder, "Put the password into a file");
+        refuses(host.run("pg-health-check"), CREDENTIAL, folder, "Put the password or token into a file");
         unit_refuses(folder);
 
         // systemd reads it as root, whatever its mode.
