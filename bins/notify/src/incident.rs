@@ -107,6 +107,13 @@ impl Incidents {
         incident.say(said.0, said.1);
     }
 
+    /// Is there trouble of which nobody was told yet?
+    pub fn are_young(&self) -> bool {
+        self.0
+            .values()
+            .any(|incident| !incident.looked && !incident.well && !incident.person && incident.told.is_none())
+    }
+
     /// What is to be told now; what is over goes.
     pub fn tell(&mut self, now: &Stamp, config: &Notify) -> Vec<Message> {
         let mut messages = Vec::new();

@@ -14,6 +14,7 @@ use crate::{channel, events, look, outbox};
 /// Two units may ask for a run at the same time.
 const LOCK: &str = "/run/pg-recovery-notify/lock";
 const PATIENCE: Duration = Duration::from_secs(30);
+const LOOKS: usize = 4;
 
 /// A configuration that cannot be used must not silence everybody: the last good one goes on, and that is told.
 pub fn run(loaded: Result<Config>) -> Result<Code> {
@@ -45,8 +46,15 @@ pub fn run(loaded: Result<Config>) -> Result<Code> {
     let sight = look::around(&host, mistake);
     let now = Stamp::now();
     let outbox = &mut state.value;
-    for event in events::since(&mut outbox.cursor) {
-        outbox.incidents.hear(&event, &now);
+    // What ends a trouble may be said at this moment, and the journal takes a while to have it.
+    for look in 0..LOOKS {
+        for event in events::since(&mut outbox.cursor) {
+            outbox.incidents.hear(&event, &now);
+        }
+        if look + 1 == LOOKS || !outbox.incidents.are_young() {
+            break;
+        }
+        std::thread::sleep(Duration::from_secs(1));
     }
     for finding in &sight.findings {
         outbox.incidents.see(finding, &now);
