@@ -172,20 +172,26 @@ fn judge(url: &str, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error
 
 fn run(command: &[String], json: &str) -> Result<(), String> {
     let [program, arguments @ ..] = command else { return Err("no command".into()) };
-    let explain = |e: std::io::Error| format!("could not run {program}: {e}");
-    let mut child =
-        Command::new(program).args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().map_err(explain)?;
-    // Less than a pipe holds (pipe(7)), so a program that does not read it holds nobody up; one that needs none of it may close it.
-    let _ = child.stdin.take().map(|mut input| input.write_all(json.as_bytes()));
-    let deadline = Instant::now() + PATIENCE;
+    // Less than a pipe holds (pipe(7)), so a program that does not read it holds nobody up; one that needs none may close it.
+    let outcome = feed(Command::new(program).args(arguments), json.as_bytes(), PATIENCE);
+    outcome.map(drop).map_err(|why| format!("{program}: {why}"))
+}
+
+/// Runs a program with this on its standard input, and says whether it took all of it; `Err` when it does not end well within
+/// `patience`.
+pub fn feed(command: &mut Command, input: &[u8], patience: Duration) -> Result<bool, String> {
+    let explain = |e: std::io::Error| format!("could not be run: {e}");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().map_err(explain)?;
+    let is_taken = child.stdin.take().is_some_and(|mut pipe| pipe.write_all(input).is_ok());
+    let deadline = Instant::now() + patience;
     loop {
         match child.try_wait().map_err(explain)? {
-            Some(status) if status.success() => return Ok(()),
-            Some(status) => return Err(format!("{program} ended with {status}")),
+            Some(status) if status.success() => return Ok(is_taken),
+            Some(status) => return Err(status.to_string()),
             None if Instant::now() > deadline => {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("{program} did not end within {}s", PATIENCE.as_secs()));
+                return Err(format!("no end after {}s", patience.as_secs()));
             }
             None => std::thread::sleep(Duration::from_millis(10)),
         }

@@ -2,14 +2,14 @@
 //! pg-notify@.service takes that away. pg-notify-mail.service, which does without that part of the sandbox, hands it over.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use shared::exit::Code;
 use shared::{Result, state};
 
+use crate::channel::feed;
 use crate::message::Message;
 
 /// Debian Policy, 11.6.
@@ -111,29 +111,12 @@ pub fn hand_over() -> Result<Code> {
 }
 
 fn sendmail(mail: &Path) -> Result<(), String> {
-    let explain = |e: std::io::Error| e.to_string();
-    let mut command = Command::new(SENDMAIL);
+    let bytes = fs::read(mail).map_err(|e| e.to_string())?;
     // -i: a line with a single dot is not the end.
-    command.args(["-t", "-i"]).stdin(Stdio::piped()).stdout(Stdio::null());
-    let mut child = command.spawn().map_err(explain)?;
-    let bytes = fs::read(mail).map_err(explain)?;
-    let written = child.stdin.take().map_or(Ok(()), |mut input| input.write_all(&bytes));
-    let deadline = Instant::now() + PATIENCE;
-    let status = loop {
-        if let Some(status) = child.try_wait().map_err(explain)? {
-            break status;
-        }
-        if Instant::now() > deadline {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(format!("no end after {}s", PATIENCE.as_secs()));
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    };
-    if !status.success() {
-        return Err(status.to_string());
+    match feed(Command::new(SENDMAIL).args(["-t", "-i"]), &bytes, PATIENCE)? {
+        true => Ok(()),
+        false => Err("it did not read all of the mail".into()),
     }
-    written.map_err(explain)
 }
 
 #[cfg(test)]
