@@ -1,10 +1,12 @@
-//! rto: does every fault of `tests/faults` again and again, and prints docs/rto.md, with figures of the computer it runs on.
+//! rto: does every fault of `tests/faults` again and again, and prints docs/rto.md, with figures of the computer it runs on; or once
+//! beside what else people rely on.
 
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use host::faults::{self, Fault, Healing};
-use host::{Host, Suite};
+use host::{Host, Rival, Suite, monotonic_ms, poll_until};
 
 const SUITES: [Suite; 2] = [Suite::Bookworm, Suite::Trixie];
 
@@ -16,9 +18,18 @@ The client commits every 5 ms with a new session each time; the figure is the lo
 session waited longer than usual, it is what one commit takes. Lost are acknowledged commits that are not in the table afterwards.
 ";
 
+/// How long a fault is watched that a client has not noticed yet, and how long one is waited for that it has.
+const WATCHED: Duration = Duration::from_secs(100);
+const NEVER: Duration = Duration::from_secs(300);
+/// So many faults at a time, each with a machine for each rival.
+const AT_A_TIME: usize = 4;
+
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if let ["beside", scripts, ref only @ ..] = words[..] {
+        return beside(Path::new(scripts), only.first().unwrap_or(&""));
+    }
     let (runs, only) = match words[..] {
         [] => (Ok(20), ""),
         [runs] => (runs.parse(), ""),
@@ -26,7 +37,7 @@ fn main() -> ExitCode {
         _ => ("".parse::<usize>(), ""),
     };
     let Ok(runs @ 1..) = runs else {
-        eprintln!("usage: tests/rto [RUNS [FAULT]]");
+        eprintln!("usage: tests/rto [RUNS [FAULT]]\n       tests/rto beside SCRIPTS [FAULT]");
         return ExitCode::from(64);
     };
     println!("{HEAD}\nTaken on {}, {runs} runs each: median, worst.\n", computer());
@@ -70,6 +81,50 @@ fn row(fault: &Fault, runs: usize) -> String {
 fn heal(fault: &Fault, suite: Suite, runs: usize) -> Vec<Healing> {
     let host = Host::boot(suite);
     (0..runs).map(|_| fault.heal(&host)).collect()
+}
+
+/// The second table: each fault once, on Debian 12, all ways at the same time.
+fn beside(scripts: &Path, only: &str) -> ExitCode {
+    println!("\n## Beside it\nTaken on {}, Debian 12, one run each, all ways of a row at the same time.\n", computer());
+    println!("| class | fault | pg-recovery | Debian as it is | the scripts | Monit |\n|---|---|---|---|---|---|");
+    let rivals = [Rival::Debian, Rival::Scripts(scripts), Rival::Monit];
+    let faults: Vec<&Fault> = faults::all().filter(|fault| fault.name.contains(only)).collect();
+    for faults in faults.chunks(AT_A_TIME) {
+        std::thread::scope(|scope| {
+            let rows: Vec<_> = faults
+                .iter()
+                .map(|fault| {
+                    let ours = scope.spawn(|| seconds(fault.heal(&Host::boot(Suite::Bookworm)).tally.longest_gap()));
+                    let theirs = rivals.map(|rival| scope.spawn(move || outcome(fault, &rival.boot(Suite::Bookworm))));
+                    (fault, std::iter::once(ours).chain(theirs).collect::<Vec<_>>())
+                })
+                .collect();
+            for (Fault { class, name, .. }, ways) in rows {
+                let ways = ways.into_iter().map(|way| way.join().unwrap_or_else(|_| "not measured".into()));
+                println!("| {class} | {name} | {} |", ways.collect::<Vec<_>>().join(" | "));
+            }
+        });
+    }
+    ExitCode::SUCCESS
+}
+
+/// What a fault costs a client on a host that is looked after otherwise, or not at all.
+fn outcome(fault: &Fault, host: &Host) -> String {
+    let ledger = host.ledger_of_fresh_sessions();
+    ledger.wait_for_commits(100);
+    (fault.inject)(host);
+    let injected = Instant::now();
+    let healed = poll_until(NEVER, || {
+        (injected.elapsed() > WATCHED && ledger.has_committed_since(monotonic_ms() - 1000)).then_some(())
+    });
+    if healed.is_none() {
+        return format!("not within {} s", NEVER.as_secs());
+    }
+    let tally = ledger.stop_and_check();
+    match tally.lost {
+        0 => seconds(tally.longest_gap()),
+        lost => format!("{}, {lost} commits lost", seconds(tally.longest_gap())),
+    }
 }
 
 /// Who saw it, and the steps in their order.

@@ -1,11 +1,14 @@
-//! soak: two or three random faults on top of each other, again and again, on a host under load that nobody helps.
+//! soak: two or three random faults on top of each other, again and again, on a host under load that nobody helps; or every fault
+//! with its repair interrupted at every step.
 //!
 //! What happens in a round is decided by the seed and the round's number alone; what comes of it is not, since computers differ.
 
 use std::ffi::OsString;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use host::faults;
 use host::faults::overlapping::{choose, overlap};
 use host::{Host, Suite};
 
@@ -14,20 +17,28 @@ struct Options {
     minutes: u64,
     /// Only this one.
     round: Option<u64>,
+    /// Every fault of which this is a part of the name, at every step, instead of random ones.
+    steps: Option<String>,
 }
 
 fn main() -> ExitCode {
     let options = match parse(std::env::args_os().skip(1)) {
         Ok(options) => options,
         Err(error) => {
-            eprintln!("{error}\nusage: tests/soak [--seed N] [--minutes M] [--round N]");
+            eprintln!(
+                "{error}\nusage: tests/soak [--seed N] [--minutes M] [--round N]\n       tests/soak --steps FAULT"
+            );
             return ExitCode::from(64);
         }
     };
-    println!("seed {}", options.seed);
     let options = &options;
     let passed = std::thread::scope(|scope| {
-        let runs = [Suite::Bookworm, Suite::Trixie].map(|suite| scope.spawn(move || soak(suite, options)));
+        let runs = [Suite::Bookworm, Suite::Trixie].map(|suite| {
+            scope.spawn(move || match &options.steps {
+                Some(only) => at_every_step(suite, only),
+                None => soak(suite, options),
+            })
+        });
         runs.map(|run| run.join().is_ok())
     });
     if passed == [true, true] { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -35,12 +46,13 @@ fn main() -> ExitCode {
 
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options, lexopt::Error> {
     use lexopt::{Arg::Long, ValueExt};
-    let mut options = Options { seed: u64::from(std::process::id()), minutes: 10, round: None };
+    let mut options = Options { seed: u64::from(std::process::id()), minutes: 10, round: None, steps: None };
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next()? {
         match argument {
             Long("seed") => options.seed = parser.value()?.parse()?,
             Long("minutes") => options.minutes = parser.value()?.parse()?,
+            Long("steps") => options.steps = Some(parser.value()?.parse()?),
             Long("round") => options.round = Some(parser.value()?.parse()?),
             _ => return Err(argument.unexpected()),
         }
@@ -48,7 +60,26 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options, lexop
     Ok(options)
 }
 
+/// A fault that is not healed in spite of everything does not keep the others from being tried.
+fn at_every_step(suite: Suite, only: &str) {
+    let mut failed = Vec::new();
+    for fault in faults::all().filter(|fault| fault.name.contains(only)) {
+        let host = Host::boot(suite);
+        match catch_unwind(AssertUnwindSafe(|| fault.heal_at_every_step(&host))) {
+            Ok((killed, full)) => println!(
+                "{}: {} {}: killed before each of {killed} steps, state disk full at each of {full} uses: healed, 0 commits lost",
+                suite.name(),
+                fault.class,
+                fault.name
+            ),
+            Err(_) => failed.push(fault.name),
+        }
+    }
+    assert!(failed.is_empty(), "{}: not healed: {failed:?}", suite.name());
+}
+
 fn soak(suite: Suite, options: &Options) {
+    println!("{}: seed {}", suite.name(), options.seed);
     let end = Instant::now() + Duration::from_secs(options.minutes * 60);
     let host = Host::boot(suite);
     host.trace_actors();

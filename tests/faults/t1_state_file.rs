@@ -1,6 +1,6 @@
 //! T1: the state of the tools themselves is damaged, or cannot be written.
 
-use crate::Host;
+use crate::{Host, Output};
 
 /// Where all state is.
 pub const STATE: &str = "/var/lib/pg-recovery";
@@ -28,6 +28,18 @@ pub fn inject_disk_full(host: &Host) {
 pub fn inject_read_only(host: &Host) {
     move_to_own_file_system(host);
     host.sh(&format!("mount -o remount,ro {STATE}"));
+}
+
+/// Makes ready for [`run_while_it_fills_up`].
+pub fn prepare(host: &Host) {
+    host.install_library("/usr/lib/full.so", include_str!("t1_state_disk_full.c"));
+}
+
+/// Runs pg-recover, for which the disk with the state is full from its n-th use of it on. Nothing if it does not use it so often.
+pub fn run_while_it_fills_up(host: &Host, after: u32) -> Option<Output> {
+    host.sh("rm -f /run/was-full");
+    let output = host.run(&format!("FULL_IN={STATE}/ FULL_AFTER={after} LD_PRELOAD=/usr/lib/full.so pg-recover"));
+    host.file("/run/was-full").exists().then_some(output)
 }
 
 fn move_to_own_file_system(host: &Host) {

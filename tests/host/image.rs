@@ -45,9 +45,9 @@ const MASKED: &[&str] = &[
 /// Backups would be a load on every machine; the facts about them switch them on (`Host::boot_with_backups`).
 pub(crate) const BACKUPS: &[&str] = &["pg-backup.timer", "pg-wal-stream.service", "pg-restore-drill.timer"];
 
-/// The layers of a machine without the package.
-pub(crate) fn plain(suite: Suite) -> Vec<PathBuf> {
-    vec![base(suite, "")]
+/// The layers of a machine without the package, but with these of the distribution (`,one,two`).
+pub(crate) fn plain(suite: Suite, more: &str) -> Vec<PathBuf> {
+    vec![base(suite, more)]
 }
 
 /// The layers of a machine with the package, the topmost first, on a base with these packages of the distribution as well

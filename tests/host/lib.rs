@@ -13,6 +13,7 @@ mod ledger;
 mod machine;
 mod output;
 mod poll;
+mod rival;
 mod trace;
 mod words;
 
@@ -29,6 +30,7 @@ pub use ledger::Ledger;
 pub use nix::sys::signal::Signal;
 pub use output::Output;
 pub use poll::poll_until;
+pub use rival::{Rival, install_script};
 pub use words::Host;
 
 /// A distribution and the PostgreSQL that comes with it.

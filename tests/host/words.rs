@@ -43,10 +43,10 @@ impl Host {
 
     /// Boots a machine without the package: the distribution's PostgreSQL as it is.
     pub fn boot_plain(suite: Suite) -> Host {
-        Host::on(suite, &image::plain(suite))
+        Host::on(suite, &image::plain(suite, ""))
     }
 
-    fn on(suite: Suite, layers: &[PathBuf]) -> Host {
+    pub(crate) fn on(suite: Suite, layers: &[PathBuf]) -> Host {
         let host = Host { suite, machine: Machine::boot(layers) };
         host.wait_until_accepting(SOON);
         host

@@ -144,7 +144,7 @@ fn checks(suite: Suite, runs: usize, script: &str) -> ExitCode {
     host.sh("systemctl stop pg-watchdog.service pg-health-check.timer");
     // A busy host is a warning, and that a status of its own.
     host.configure("[health]\npressure_warn = 100\n");
-    prepare_script(&host, script);
+    host::install_script(&host, "/usr/local/sbin/script", script);
     let ours = "User=postgres\nExecStart=/usr/sbin/pg-health-check --count";
     let theirs = "Environment=PG_PASSWORD=secret\nExecStart=/usr/local/sbin/script";
     for (name, lines) in [("ours", ours), ("theirs", theirs)] {
@@ -187,21 +187,6 @@ fn checks(suite: Suite, runs: usize, script: &str) -> ExitCode {
         println!("| {} | {what} | {runs} | {} | {} | {ratio:.1} |", suite.name(), both(cpu), both(wall));
     }
     ExitCode::SUCCESS
-}
-
-/// Gives the script the role and the database that it names, and a sudo, which the machines do without: this one is cheaper.
-fn prepare_script(host: &Host, script: &str) {
-    host.file("/usr/local/sbin/script").write(script);
-    host.file("/usr/local/bin/sudo")
-        .write("#!/bin/sh\n[ \"$1\" = -u ] && user=$2 && shift 2 && exec runuser -u \"$user\" -- \"$@\"\n");
-    host.sh("chmod 755 /usr/local/sbin/script /usr/local/bin/sudo");
-    let value = |name: &str| {
-        let line = script.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-        line.map_or("app", |value| value.trim_matches('"')).to_owned()
-    };
-    let (role, database) = (value("PG_USER"), value("PG_DATABASE"));
-    host.psql(&format!("CREATE ROLE {role} LOGIN PASSWORD 'secret'"));
-    host.psql(&format!("CREATE DATABASE {database} OWNER {role}"));
 }
 
 /// CPU time and wall clock of one start of a unit.
