@@ -20,9 +20,9 @@ session waited longer than usual, it is what one commit takes. Lost are acknowle
 
 /// How long a fault is watched that a client has not noticed yet, and how long one is waited for that it has.
 const WATCHED: Duration = Duration::from_secs(100);
-const NEVER: Duration = Duration::from_secs(300);
+const NEVER: Duration = Duration::from_secs(240);
 /// So many faults at a time, each with a machine for each rival.
-const AT_A_TIME: usize = 4;
+const AT_A_TIME: usize = 3;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();

@@ -141,6 +141,7 @@ pub struct Health {
     pub startup: Startup,
     pub backups: Backups,
     pub damage: Damage,
+    pub files: Files,
 }
 
 /// The last time the server's program read the configuration files without starting a server.
@@ -182,6 +183,32 @@ pub struct Damage {
     pub message: String,
     /// Lengths of the log files.
     pub read: BTreeMap<PathBuf, u64>,
+}
+
+/// The database whose files were looked at last, and the files that are not as long as its catalog says.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Files {
+    /// An oid.
+    pub database: u32,
+    pub suspects: Vec<Suspect>,
+}
+
+/// A file that is missing or short.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Suspect {
+    pub database: u32,
+    /// Whose file it is, in words.
+    pub relation: String,
+    /// Below the data directory.
+    pub file: String,
+    /// Bytes.
+    pub wanted: u64,
+    /// Bytes; `None`: there is no such file.
+    pub size: Option<u64>,
+    /// Looks in a row that found it so.
+    pub passes: u32,
 }
 
 /// A server that is starting: the traces that its startup process leaves while it moves.

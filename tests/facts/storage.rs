@@ -270,20 +270,35 @@ facts_on_both_suites! {
         host.psql("CREATE TABLE short AS SELECT generate_series(1, 50000) AS id");
         host.psql("CREATE INDEX short_id ON short (id)");
         host.psql("CREATE TABLE gone AS SELECT generate_series(1, 50000) AS id");
+        // What the server does with its files itself is no damage.
+        host.psql("CREATE TABLE vacuumed AS SELECT generate_series(1, 50000) AS id");
+        host.sh("runuser -u postgres -- psql -X -c 'ANALYZE' -c 'DELETE FROM vacuumed WHERE id > 100' -c 'VACUUM vacuumed' -c 'CREATE DATABASE other'");
         settled(&host);
+        let databases = 3;
+        for _ in 0..databases {
+            assert_eq!(check(&pass(&host), "files").0, "ok");
+        }
+        // Before anybody has met it.
         faults::s15_short_file::inject(&host, "short");
         host.wait_until_accepting(SOON);
+        let told = (0..=databases).map(|_| check(&pass(&host), "files")).last().expect("it was looked at");
+        assert!(told.0 == "warning" && told.1.contains("public.short of database postgres has 8192 bytes"), "{told:?}");
         let answer = host.try_psql("SET enable_seqscan = off; SET enable_bitmapscan = off; SELECT id FROM short WHERE id = 49000");
         assert!(answer.stderr.contains("read only 0 of 8192 bytes"), "{answer}");
         only_told(&host, "S15", "new rows would be put where", host.postmaster_pid());
+        host.psql("DROP TABLE short");
         let (path, away) = faults::s16_missing_file::inject(&host, "gone");
         host.wait_until_accepting(SOON);
+        let told = (0..=databases).map(|_| check(&pass(&host), "files")).last().expect("it was looked at");
+        assert!(told.0 == "critical" && told.1.contains("public.gone of database postgres is not there"), "{told:?}");
         let answer = host.try_psql("SELECT sum(id) FROM gone");
         assert!(answer.stderr.contains("could not open file"), "{answer}");
         only_told(&host, "S16", "make no empty file in its place", host.postmaster_pid());
         assert!(!host.file(&path).exists());
         host.sh(&format!("mv {away} {path}"));
         assert_eq!(host.psql("SELECT count(*) FROM gone"), "50000");
+        let told = (0..=databases).map(|_| check(&pass(&host), "files")).last().expect("it was looked at");
+        assert_eq!(told.0, "ok", "{told:?}");
     }
 
     fn a_damaged_catalog_is_a_persons_at_once_and_other_databases_are_served_on(host: Host) {

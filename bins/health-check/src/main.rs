@@ -6,6 +6,7 @@ mod certificate;
 mod count;
 mod credential;
 mod damage;
+mod files;
 mod forecast;
 mod host;
 mod pass;

@@ -17,7 +17,7 @@ use crate::postmaster::{self, Facts};
 use crate::probe::{self, Answers, Questions};
 use crate::score::{self, Finding};
 use crate::startup::{self, Progress};
-use crate::{backup, certificate, count, damage, forecast, settings, standby, volume};
+use crate::{backup, certificate, count, damage, files, forecast, settings, standby, volume};
 
 /// After that time a cluster's thread is given up, and its pass has failed; the unit has 50 s.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -169,9 +169,10 @@ impl Pass {
             LockFile::Present(file) if facts.runs() => Some(file),
             _ => None,
         };
-        let answers = match client::runtime() {
+        let mut answers = match client::runtime() {
             Ok(runtime) => {
-                let questions = Questions::of(cluster, running, config, self.password.as_ref().ok());
+                let questions =
+                    Questions::of(cluster, running, config, self.password.as_ref().ok(), files::next(&last.files));
                 let answers = runtime.block_on(probe::ask(&questions));
                 // Looking up a name may still hang in a thread.
                 runtime.shutdown_background();
@@ -205,6 +206,10 @@ impl Pass {
             }
         }
         findings.push(damage::judge(cluster, &last.damage, &answers, now));
+        if let Some(survey) = answers.files.take() {
+            files::note(&mut last.files, survey);
+        }
+        findings.push(files::judge(cluster, &last.files));
         if let Some(file) = certificate_file(cluster, &answers) {
             let looked = certificate::look(cluster, &file);
             findings.push(certificate::judge(&looked, now.wall as i64, config));

@@ -13,6 +13,7 @@ use shared::meaning;
 use shared::pidfile::PidFile;
 
 use crate::catalog::{self, Catalog};
+use crate::files::{self, Survey};
 use crate::score::Finding;
 use crate::standby::{self, Standby};
 
@@ -85,6 +86,8 @@ pub struct Questions {
     pub application: Option<Target>,
     pub connect_timeout: Duration,
     pub budget: Budget,
+    /// The oid from which on the next database is taken whose files are looked at.
+    pub files_from: u32,
 }
 
 impl Questions {
@@ -94,6 +97,7 @@ impl Questions {
         running: Option<&PidFile>,
         config: &Health,
         password: Option<&Option<String>>,
+        files_from: u32,
     ) -> Self {
         let (_, port) = cluster.socket(running);
         let socket = Target::of(cluster, running, &config.database, APPLICATION_NAME);
@@ -107,7 +111,14 @@ impl Questions {
             password: password.clone(),
             ..socket.clone()
         });
-        Questions { socket, tcp, application, connect_timeout: patience(config), budget: Budget::new(config) }
+        Questions {
+            socket,
+            tcp,
+            application,
+            connect_timeout: patience(config),
+            budget: Budget::new(config),
+            files_from,
+        }
     }
 }
 
@@ -143,6 +154,7 @@ pub struct Answers {
     pub write: Option<Write>,
     pub standby: Option<Result<Standby, Refusal>>,
     pub catalog: Option<Catalog>,
+    pub files: Option<Survey>,
     pub tcp: Vec<(String, Result<(), Refusal>)>,
     pub application: Option<Result<(), Refusal>>,
 }
@@ -157,6 +169,7 @@ impl Answers {
             write: None,
             standby: None,
             catalog: None,
+            files: None,
             tcp: Vec::new(),
             application: None,
         }
@@ -242,6 +255,10 @@ async fn session(questions: &Questions) -> Answers {
     answers.identity = Some(identity);
     if !matches!(answers.write, Some(Write::Waits(..))) {
         answers.catalog = Some(Catalog::ask(&session, &budget).await);
+    }
+    if matches!(answers.write, Some(Write::Committed(_))) {
+        // A database that does not answer is told by those who need it.
+        answers.files = files::survey(&session, questions).await.ok();
     }
     answers
 }

@@ -37,6 +37,7 @@ pub fn class(name: &str) -> Class {
         | "certificate"
         | "synchronous_standby"
         | "damage"
+        | "files"
         | "replay" => Class::Capacity,
         name if name.ends_with("_forecast") => Class::Upkeep,
         name if name.starts_with("disk_") || name.starts_with("inodes_") => Class::Capacity,
