@@ -61,6 +61,7 @@ pub fn inject_damage(host: &Host) {
     let flip = format!(
         "perl -e 'open F, \"+<\", \"{file}\" or die; seek F, 40, 0; read F, $b, 1; seek F, 40, 0; print F chr(ord($b) ^ 4)'"
     );
-    // In one go, before anybody starts it again.
-    host.sh(&format!("{flip}; kill -KILL {}", host.postmaster_pid()));
+    // In one go, before anybody starts it again; nothing where no server runs.
+    let postmaster = host.postmaster_pid();
+    host.sh(&format!("kill -0 {postmaster} && {flip}; kill -KILL {postmaster}"));
 }
