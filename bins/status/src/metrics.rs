@@ -299,6 +299,7 @@ mod tests {
     use shared::record::Record;
 
     use super::*;
+    use crate::facts::Backup;
 
     fn exposition(format: Format) -> String {
         let check = |name: &str, value, unit: &str| Check {
@@ -313,6 +314,14 @@ mod tests {
             state: "warning".into(),
             is_fresh: true,
             restarts: (2, 5, 600),
+            checked_s: Some(1),
+            listening: Some(true),
+            backup: Some(Backup {
+                finished: "2026-11-25T02:00:00Z".into(),
+                proven: Some("2026-11-25T03:00:00Z".into()),
+                restore_s: Some(4.5),
+                ..Backup::default()
+            }),
             health: Health { checks, ..Health::default() },
             ..Seen::default()
         };
@@ -344,7 +353,7 @@ mod tests {
         ] {
             assert!(plain.contains(line), "{line} is not in\n{plain}");
         }
-        assert!(!plain.contains("# UNIT") && !plain.contains("pg_recovery_backup"), "{plain}");
+        assert!(!plain.contains("# UNIT") && plain.contains("pg_recovery_backup_restore_seconds{"), "{plain}");
         let open = exposition(Format::Open);
         assert!(open.contains("# TYPE pg_recovery_recoveries counter\n") && open.ends_with("# EOF\n"), "{open}");
         assert!(open.contains("# UNIT pg_recovery_recovery_duration_seconds seconds\n"), "{open}");
@@ -364,6 +373,23 @@ mod tests {
                 _ => assert!(line.starts_with(&family), "{line} is not of {family}"),
             }
         }
+    }
+
+    #[test]
+    fn alerts_and_dashboard_ask_for_what_there_is() {
+        let alerts = include_str!("../../../packaging/monitoring/prometheus-alerts.yml");
+        let dashboard = include_str!("../../../packaging/monitoring/grafana.json");
+        let there = exposition(Format::Text);
+        let mut asked = 0;
+        for text in [alerts, dashboard] {
+            for (at, _) in text.match_indices("pg_recovery_") {
+                let name =
+                    text[at..].split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default();
+                assert!(there.contains(&format!("\n{name}{{")) || there.contains(&format!("\n{name} ")), "{name}");
+                asked += 1;
+            }
+        }
+        assert!(asked > 20);
     }
 
     #[test]
