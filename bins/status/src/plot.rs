@@ -14,7 +14,7 @@ use crate::screen::{of_outcome, spoken};
 /// The whole, in units that are about a pixel, and what the axes leave of it.
 const WIDTH: f64 = 340.0;
 const HEIGHT: f64 = 130.0;
-const LEFT: f64 = 40.0;
+const LEFT: f64 = 44.0;
 const RIGHT: f64 = 334.0;
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 108.0;
@@ -178,7 +178,7 @@ fn bytes(bytes: f64) -> String {
         amount /= 1000.0;
         unit = Some(next);
     }
-    let digits = usize::from(amount < 10.0 && amount.fract() >= 0.05);
+    let digits = usize::from(amount < 9.95 && amount.fract() >= 0.05);
     format!("{amount:.digits$} {}", unit.unwrap_or(&""))
 }
 
@@ -191,13 +191,13 @@ mod tests {
         let samples = [(1000, 4_000_000_000), (4600, 2_000_000_000)];
         let svg = volume("disk_data", &samples, Some(3600.0), 4600).unwrap().into_string();
         for part in
-            ["2 GB left on the volume of data", "M40 8L187 58", "M187 58L334 108", "full in 60min", "60min ago", "now"]
+            ["2 GB left on the volume of data", "M44 8L189 58", "M189 58L334 108", "full in 60min", "60min ago", "now"]
         {
             assert!(svg.contains(part), "{part} is not in\n{svg}");
         }
         assert!(volume("disk_data", &samples[..1], None, 4600).is_none());
         assert!(!volume("disk_data", &samples, None, 4600).unwrap().into_string().contains("ahead"));
-        assert_eq!([999.0, 1500.0, 2e6, 3.26e12].map(bytes), ["999 B", "1.5 kB", "2 MB", "3.3 TB"]);
+        assert_eq!([999.0, 1500.0, 2e6, 9.96e9, 3.26e12].map(bytes), ["999 B", "1.5 kB", "2 MB", "10 GB", "3.3 TB"]);
     }
 
     #[test]
@@ -213,6 +213,6 @@ mod tests {
         let (new, old) = (record("2026-11-21T00:00:00Z"), record("2026-11-02T00:00:00Z"));
         let svg = recoveries(&[&new, &old], now).into_string();
         assert_eq!(svg.matches("<circle").count(), 1);
-        assert!(svg.contains("href=\"/recovery/id-2026-11-21T00:00:00Z\"") && svg.contains("cx=\"292\""), "{svg}");
+        assert!(svg.contains("href=\"/recovery/id-2026-11-21T00:00:00Z\"") && svg.contains("cx=\"292.6\""), "{svg}");
     }
 }
