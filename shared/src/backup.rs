@@ -76,6 +76,32 @@ impl Info {
     }
 }
 
+/// The newest good base backup of a cluster, and when one was last restored to prove it.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Newest {
+    pub id: String,
+    pub finished: Stamp,
+    pub proven: Option<Stamp>,
+    /// How long that took.
+    pub restore_s: Option<f64>,
+}
+
+impl Newest {
+    /// `bases`: in order.
+    pub fn of(bases: &[(String, Info)]) -> Option<Newest> {
+        let mut good = bases.iter().rev().filter(|(_, info)| info.is_good());
+        let (id, info) = good.clone().next()?;
+        let drill = good.find_map(|(_, info)| info.drilled.as_ref());
+        Some(Newest {
+            id: id.clone(),
+            finished: info.finished.clone(),
+            proven: drill.map(|drill| drill.at.clone()),
+            restore_s: drill.and_then(|drill| drill.seconds),
+        })
+    }
+}
+
 /// Every base backup in the folder of a cluster, in no order: its id, its folder, and what is known of it or why that
 /// cannot be read. No link is followed.
 pub fn read_all(store: &Path) -> Vec<(String, PathBuf, Result<Info, String>)> {

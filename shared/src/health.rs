@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::backup::Newest;
 use crate::clock::Stamp;
 use crate::state::State;
 
@@ -118,6 +119,11 @@ impl Trends {
         self.left.retain(|_, series| !series.0.is_empty());
     }
 
+    /// Of which something is known.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.left.keys().map(String::as_str)
+    }
+
     pub fn of(&self, name: &str) -> &[(i64, u64)] {
         self.left.get(name).map_or(&[], |series| &series.0)
     }
@@ -171,6 +177,8 @@ pub struct Backups {
     pub received: Stamp,
     /// How far WAL was written at that moment, in bytes from its beginning.
     pub written: u64,
+    /// Not everybody who shows it may see the backups themselves.
+    pub newest: Option<Newest>,
 }
 
 /// What the server log last said of the disk or of damaged files, and how far the log was read.

@@ -35,6 +35,8 @@ pub mod server_log;
 pub mod socket;
 pub mod standing;
 pub mod state;
+pub mod story;
+pub mod tally;
 pub mod terminals;
 pub mod unit;
 pub mod verify;

@@ -1,7 +1,8 @@
 //! `/var/lib/pg-recovery/recoveries.jsonl`: one line for each recovery, written by pg-recover and pg-watchdog.
 //!
-//! A line is one write at the end of the file, under flock. At `LIMIT` the file becomes `recoveries.jsonl.1`. A line that
-//! a full disk tore is ended by the next one, so readers skip what they cannot parse.
+//! A line is one write at the end of the file, under flock. At `LIMIT` the file becomes `recoveries.jsonl.1`, and what was
+//! in that one goes into the sums of `tally`. A line that a full disk tore is ended by the next one, so readers skip what
+//! they cannot parse.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -13,6 +14,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Stamp;
+use crate::tally::Sums;
 use crate::{fault, state};
 
 const LIMIT: u64 = 1 << 20;
@@ -88,8 +90,17 @@ pub fn append(record: &Record) {
 
 /// Every recovery that is still on record, oldest first.
 pub fn all() -> Vec<Record> {
-    let older = path().with_added_extension("1");
-    [older, path()].iter().flat_map(|path| read_from(path)).collect()
+    files().iter().flat_map(|path| read_from(path)).collect()
+}
+
+fn files() -> [PathBuf; 2] {
+    [path().with_added_extension("1"), path()]
+}
+
+/// Changes when the history does: inode, length and time of its files.
+pub fn signature() -> Vec<(u64, u64, i64, i64)> {
+    let metadata = files().into_iter().filter_map(|path| path.symlink_metadata().ok());
+    metadata.map(|meta| (meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec())).collect()
 }
 
 fn read_from(path: &Path) -> Vec<Record> {
@@ -102,7 +113,12 @@ fn append_to(path: &Path, record: &Record) -> io::Result<()> {
     line.push(b'\n');
     let mut file = open_locked(path)?;
     if file.metadata()?.len() + line.len() as u64 > LIMIT {
-        std::fs::rename(path, path.with_added_extension("1"))?;
+        let older = path.with_added_extension("1");
+        // A sum that is not kept costs a figure, never a line.
+        if let Err(why) = Sums::keep(path, &read_from(&older)) {
+            log::warn!("could not count what leaves the history with {}: {why}", older.display());
+        }
+        std::fs::rename(path, older)?;
         file = open_locked(path)?;
     }
     if file.metadata()?.len() > 0 {
@@ -164,10 +180,12 @@ mod tests {
     #[test]
     fn the_file_does_not_grow_for_ever() {
         let path = file("grow");
-        let record = Record { evidence: vec!["x".repeat(300_000)], ..Record::default() };
-        for _ in 0..10 {
+        for number in 0..10 {
+            let record = Record { id: number.to_string(), evidence: vec!["x".repeat(300_000)], ..Record::default() };
             append_to(&path, &record).unwrap();
         }
+        let before = std::fs::read_to_string(path.with_file_name("recoveries-before.json")).unwrap();
+        assert!(before.contains("\"count\":6"), "{before}");
         let size = |path: &Path| std::fs::metadata(path).unwrap().len();
         assert!(size(&path) <= LIMIT && size(&path.with_added_extension("1")) <= LIMIT);
         assert_eq!(read_from(&path).len() + read_from(&path.with_added_extension("1")).len(), 4);

@@ -277,6 +277,7 @@ facts_on_both_suites! {
 etc/pg-recovery/credentials root 700
 etc/pg-recovery/credentials/notify root 700
 run/pg-recovery root 755
+run/pg-recovery/door _pg-status 600
 run/pg-recovery/evidence root 700
 run/pg-recovery/lock root 755
 run/pg-recovery/state root 755
@@ -310,6 +311,7 @@ var/lib/pg-recovery/watchdog/ root 755";
             ("pg-wal-stream", 18),
             ("pg-restore-drill", 18),
             ("pg-notify@timer", 18),
+            ("pg-status", 18),
         ] {
             host.sh(&format!("systemd-analyze security --no-pager --threshold={tenths} {unit}.service"));
         }

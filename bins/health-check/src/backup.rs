@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use shared::backup::{self, Info, OLDEST, ROOT};
+use shared::backup::{self, Info, Newest, OLDEST, ROOT};
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
 use shared::config::Health;
@@ -48,9 +48,13 @@ pub fn judge_all(
         if last.wanted == Stamp::default() {
             last.wanted = now.clone();
         }
-        findings.push(judge(look(cluster), &last.wanted, now, config));
+        let bases = look(cluster);
+        if let Ok(bases) = &bases {
+            last.newest = Newest::of(bases);
+        }
+        findings.push(judge(bases, &last.wanted, now, config));
     } else {
-        last.wanted = Stamp::default();
+        (last.wanted, last.newest) = (Stamp::default(), None);
     }
     let row = catalog.and_then(|catalog| catalog.rows("stream").next()).filter(|_| is_on("pg-wal-stream.service"));
     match row {
@@ -120,7 +124,7 @@ fn judge(bases: Result<Vec<(String, Info)>, String>, wanted: &Stamp, now: &Stamp
 fn follow(last: &Backups, written: u64, received: Option<u64>, now: &Stamp) -> Backups {
     let is_new = last.received == Stamp::default() || written < last.written;
     match is_new || received.is_some_and(|received| received >= last.written) {
-        true => Backups { received: now.clone(), written, wanted: last.wanted.clone() },
+        true => Backups { received: now.clone(), written, ..last.clone() },
         false => last.clone(),
     }
 }

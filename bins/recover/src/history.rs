@@ -1,12 +1,11 @@
 //! What was done so far: all of it as a list, or one recovery told to a person who was woken by it.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use serde::Serialize;
 use shared::exit::Code;
-use shared::fault::{self, Class};
 use shared::record::{self, Record};
+use shared::story::{Story, spoken, target};
+use shared::tally::Tally;
 use shared::{Error, Result, evidence};
 
 /// `history`
@@ -56,38 +55,21 @@ pub fn explain(words: &[String], clusters: &[String], json: bool) -> Result<Code
         return Err(Error::usage(format!("cannot find {what} in the history"))
             .hint("pg-recover history lists all that are on record, each with its ID at the end of its line."));
     };
-    let class = fault::class(&record.fault);
-    let text = if json {
-        let story = Story {
-            priority: class.priority as u8,
-            target_ms: class.priority.target().as_millis() as u64,
-            rule: class.rule,
-            next: next(&record, class),
-            record,
-        };
-        serde_json::to_string_pretty(&story).map_err(std::io::Error::other)? + "\n"
-    } else {
-        tell(&record, class)
+    let story = Story::of(record);
+    let text = match json {
+        true => serde_json::to_string_pretty(&story).map_err(std::io::Error::other)? + "\n",
+        false => tell(&story),
     };
     shared::log::print(&text)?;
     Ok(Code::Ok)
-}
-
-#[derive(Serialize)]
-struct Story {
-    #[serde(flatten)]
-    record: Record,
-    priority: u8,
-    target_ms: u64,
-    rule: &'static str,
-    next: String,
 }
 
 fn of(clusters: &[String]) -> Vec<Record> {
     record::all().into_iter().filter(|r| clusters.is_empty() || clusters.contains(&r.cluster)).collect()
 }
 
-fn tell(record: &Record, class: &Class) -> String {
+fn tell(story: &Story) -> String {
+    let record = &story.record;
     let mut text = format!(
         "Recovery {}\n{} found that cluster {} was not well at {}.\n\nWhat it saw:\n",
         record.id, record.detected_by, record.cluster, record.started
@@ -95,7 +77,7 @@ fn tell(record: &Record, class: &Class) -> String {
     for line in &record.evidence {
         let _ = writeln!(text, "  - {line}");
     }
-    let _ = write!(text, "\nWhat that means: {} (priority {})\n  {}\n", record.fault, class.priority as u8, class.rule);
+    let _ = write!(text, "\nWhat that means: {} (priority {})\n  {}\n", record.fault, story.priority, story.rule);
     if record.steps.is_empty() {
         text.push_str("\nNothing was tried.\n");
     } else {
@@ -105,16 +87,8 @@ fn tell(record: &Record, class: &Class) -> String {
         let _ = writeln!(text, "  {}. {}: {} after {}", number + 1, step.step, step.outcome, spoken(step.ms));
         let _ = writeln!(text, "     {}", step.why);
     }
-    let outcome = match record.outcome.as_str() {
-        "recovered" => "The cluster accepts connections and commits again",
-        "failed" => "It was not brought back",
-        "manual" => "It was handed to a person",
-        _ => "It was left to itself",
-    };
-    let _ = writeln!(text, "\nHow it ended: {}", record.outcome);
-    let _ = write!(text, "  {outcome}, {} after this began, at {}", spoken(record.downtime_ms), record.finished);
-    let _ = writeln!(text, "{}.", target(record).map(|target| format!("; {target}")).unwrap_or_default());
-    let _ = writeln!(text, "\nWhat is left to do:\n  {}", next(record, class));
+    let _ = writeln!(text, "\nHow it ended: {}\n  {}", record.outcome, story.ending());
+    let _ = writeln!(text, "\nWhat is left to do:\n  {}", story.next);
     let _ = writeln!(text, "\nIn the journal: journalctl PG_RECOVERY_ID={}", record.id);
     let folder = evidence::directory(&record.cluster).join(&record.id);
     if folder.exists() {
@@ -123,49 +97,14 @@ fn tell(record: &Record, class: &Class) -> String {
     text
 }
 
-fn next(record: &Record, class: &Class) -> String {
-    let next = class.next.replace("-ID", &format!("-{}", record.id));
-    match record.outcome.as_str() {
-        "recovered" => format!("Nothing at once. {next}"),
-        "failed" | "manual" => format!("{next} When it is repaired: pg-recover reset --cluster {}", record.cluster),
-        _ => next,
-    }
-}
-
-/// `target 30s met`
-fn target(record: &Record) -> Option<String> {
-    let target = fault::class(&record.fault).priority.target().as_millis() as u64;
-    let met = record.target_met?;
-    Some(format!("target {} {}", spoken(target), if met { "met" } else { "missed" }))
-}
-
 /// How many of each fault were healed, and how long that took.
 fn rates(records: &[Record]) -> String {
-    let mut faults: BTreeMap<&str, (usize, Vec<u64>)> = BTreeMap::new();
-    // What was left alone is neither.
-    for record in records.iter().filter(|record| record.outcome != "declined") {
-        let (all, healed) = faults.entry(&record.fault).or_default();
-        *all += 1;
-        if record.outcome == "recovered" {
-            healed.push(record.downtime_ms);
-        }
-    }
     let mut text = String::new();
-    for (fault, (all, mut healed)) in faults {
-        healed.sort_unstable();
-        let median = healed.get(healed.len() / 2).map(|ms| format!(", median time {}", spoken(*ms)));
-        let _ = writeln!(text, "{fault}: {} healed of {all}{}", healed.len(), median.unwrap_or_default());
+    for (fault, tally) in Tally::by_fault(records).iter().filter(|(_, tally)| tally.tried() > 0) {
+        let median = tally.median_ms.map(|ms| format!(", median time {}", spoken(ms))).unwrap_or_default();
+        let _ = writeln!(text, "{fault}: {} healed of {}{median}", tally.recovered, tally.tried());
     }
     if text.is_empty() { text } else { format!("\n{text}") }
-}
-
-fn spoken(ms: u64) -> String {
-    match ms {
-        0..1000 => format!("{ms}ms"),
-        1000..60_000 => format!("{}.{}s", ms / 1000, ms % 1000 / 100).replace(".0s", "s"),
-        _ if ms % 60_000 < 1000 => format!("{}min", ms / 60_000),
-        _ => format!("{}min {}s", ms / 60_000, ms % 60_000 / 1000),
-    }
 }
 
 #[cfg(test)]
@@ -199,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_story_has_who_what_why_and_what_is_left() {
-        let story = tell(&record("P2", "recovered", 5200), fault::class("P2"));
+        let story = tell(&Story::of(record("P2", "recovered", 5200)));
         let mut rest = story.as_str();
         for part in [
             "20261122T015732Z-16-main-4711",
@@ -220,12 +159,12 @@ mod tests {
             let (_, after) = rest.split_once(part).unwrap_or_else(|| panic!("no {part:?} in its place:\n{story}"));
             rest = after;
         }
-        let failed = tell(&record("P2", "failed", 65_000), fault::class("P2"));
+        let failed = tell(&Story::of(record("P2", "failed", 65_000)));
         assert!(
             failed.contains("pg-recover reset --cluster 16/main") && failed.contains("target 30s missed"),
             "{failed}"
         );
-        let story = tell(&record("C1", "recovered", 900), fault::class("C1"));
+        let story = tell(&Story::of(record("C1", "recovered", 900)));
         assert!(story.contains("the file .broken-20261122T015732Z-16-main-4711 beside it"), "{story}");
     }
 
@@ -249,6 +188,6 @@ mod tests {
             "steps":[{"step":"start","outcome":"ok","ms":7,"why":"y"}]}"#;
         let old: Record = serde_json::from_str(old).unwrap();
         assert_eq!(target(&old), None);
-        assert!(tell(&old, fault::class("P1")).contains("1. start: ok after 7ms"));
+        assert!(tell(&Story::of(old)).contains("1. start: ok after 7ms"));
     }
 }

@@ -7,13 +7,13 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde::{Deserialize, Serialize};
-use shared::backup::{self, Info};
+use shared::backup::{self, Info, Newest};
 use shared::clock::{Stamp, uptime};
 use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::counter::Counter;
-use shared::health::{self, Check, SCORE, Status};
-use shared::record::{self, Record};
+use shared::health::{self, Check, Health, SCORE, Status};
+use shared::record::Record;
 use shared::state::State;
 use shared::{deadline, pause, standing, unit};
 
@@ -27,13 +27,15 @@ const RECOVERIES: usize = 5;
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What has to run, and what must not have failed.
-const UNITS: [(&str, bool); 9] = [
+pub const UNITS: [(&str, bool); 11] = [
     ("pg-watchdog.service", true),
     ("pg-health-check.timer", true),
     ("pg-notify.timer", true),
     ("pg-backup.timer", true),
     ("pg-wal-stream.service", true),
     ("pg-restore-drill.timer", true),
+    ("pg-status.socket", true),
+    ("pg-status.path", true),
     ("pg-backup.service", false),
     ("pg-restore-drill.service", false),
     ("pg-notify-mail.service", false),
@@ -42,16 +44,23 @@ const UNITS: [(&str, bool); 9] = [
 #[derive(Debug, Default, Serialize)]
 pub struct Host {
     pub at: String,
+    /// Why the configuration cannot be used; what was configured before is in force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mistake: Option<String>,
     pub clusters: Vec<Seen>,
     /// Units of pg-recovery that do not run although they should, or have failed; and how they are.
     pub units: Vec<(String, String)>,
 }
 
+/// What the state of a cluster may be.
+pub const STATES: [&str; 9] =
+    ["ok", "warning", "critical", "unknown", "not checked", "down", "off", "paused", "needs you"];
+
 /// One cluster.
 #[derive(Debug, Default, Serialize)]
 pub struct Seen {
     pub cluster: String,
-    /// `ok`, `warning`, `critical`, `unknown`, `not checked`, `down`, `off`, `paused` or `needs you`.
+    /// One of `STATES`.
     pub state: String,
     /// Somebody listens on its socket; `None` when that cannot be told.
     pub listening: Option<bool>,
@@ -73,17 +82,25 @@ pub struct Seen {
     pub attempts: (u32, u32),
     /// Restarts within the window, how many may be made, and the window in seconds.
     pub restarts: (u32, u32, u64),
-    /// The newest good base backup; `None` too when this user may not see it.
+    /// The newest good base backup; as the last health check saw it where this user may not see it.
     pub backup: Option<Backup>,
     /// The last ones, the newest first.
     pub recoveries: Vec<Record>,
+    /// All that the last health check found, and what it keeps.
+    #[serde(skip)]
+    pub health: Health,
+    /// That says something about now.
+    #[serde(skip)]
+    pub is_fresh: bool,
 }
 
 #[derive(Debug, Default, Serialize)]
 pub struct Backup {
     pub id: String,
+    pub finished: String,
     pub age_s: u64,
-    /// Seconds since one was restored to prove it, and how long that took.
+    /// When one was last restored to prove it, and how long that took.
+    pub proven: Option<String>,
     pub proven_s: Option<u64>,
     pub restore_s: Option<f64>,
 }
@@ -95,14 +112,14 @@ struct Budget {
     restarts: Counter,
 }
 
-pub fn gather(clusters: &[Cluster], config: &Config) -> Host {
+pub fn gather(clusters: &[Cluster], config: &Config, records: &[Record], units: Vec<(String, String)>) -> Host {
     let now = Stamp::now();
-    let records = record::all();
-    let clusters = clusters.iter().map(|cluster| look(cluster, config, &records, &now)).collect();
-    Host { at: now.rfc3339(), clusters, units: units() }
+    let clusters = clusters.iter().map(|cluster| look(cluster, config, records, &now)).collect();
+    Host { at: now.rfc3339(), mistake: None, clusters, units }
 }
 
-fn units() -> Vec<(String, String)> {
+/// Those that do not run although they should, or have failed; what is asked is systemd, which takes a while.
+pub fn units() -> Vec<(String, String)> {
     let states = unit::show(&UNITS.map(|(name, _)| name)).map_err(|why| why.message);
     match states {
         Ok(states) => UNITS
@@ -147,8 +164,10 @@ fn look(cluster: &Cluster, config: &Config, records: &[Record], now: &Stamp) -> 
         manual: verdict.manual,
         attempts: (verdict.attempts, config.recover.max_attempts),
         restarts: (budget.value.restarts.within(window, now), config.watchdog.restarts, window.as_secs()),
-        backup: newest_backup(cluster, now),
+        backup: newest_backup(cluster, health.backups.newest.as_ref(), now),
         recoveries,
+        health,
+        is_fresh,
         cluster: name,
     }
 }
@@ -198,20 +217,21 @@ fn day(samples: &[(i64, u64)], now: i64) -> Vec<Option<u8>> {
     day
 }
 
-fn newest_backup(cluster: &Cluster, now: &Stamp) -> Option<Backup> {
+/// `seen`: by the last health check.
+fn newest_backup(cluster: &Cluster, seen: Option<&Newest>, now: &Stamp) -> Option<Backup> {
     let store = Path::new(backup::ROOT).join(cluster.file_name());
     let path = store.clone();
-    let all = deadline::within(&store, PATIENCE, move || backup::read_all(&path))?;
-    let mut good: Vec<(String, Info)> = all.into_iter().filter_map(|(id, _, info)| Some((id, info.ok()?))).collect();
-    good.retain(|(_, info)| info.is_good());
-    good.sort_by_key(|(_, info)| info.order());
-    let drilled = good.iter().rev().find_map(|(_, info)| info.drilled.clone());
-    let (id, info) = good.pop()?;
+    let all = deadline::within(&store, PATIENCE, move || backup::read_all(&path)).unwrap_or_default();
+    let mut all: Vec<(String, Info)> = all.into_iter().filter_map(|(id, _, info)| Some((id, info.ok()?))).collect();
+    all.sort_by_key(|(_, info)| info.order());
+    let newest = Newest::of(&all).or_else(|| seen.cloned())?;
     Some(Backup {
-        id,
-        age_s: now.since(&info.finished).as_secs(),
-        proven_s: drilled.as_ref().map(|drill| now.since(&drill.at).as_secs()),
-        restore_s: drilled.and_then(|drill| drill.seconds),
+        finished: newest.finished.rfc3339(),
+        age_s: now.since(&newest.finished).as_secs(),
+        proven: newest.proven.as_ref().map(Stamp::rfc3339),
+        proven_s: newest.proven.as_ref().map(|at| now.since(at).as_secs()),
+        restore_s: newest.restore_s,
+        id: newest.id,
     })
 }
 

@@ -11,17 +11,17 @@ const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█']
 /// Of a message; the journal has all of it.
 const WIDTH: usize = 150;
 
-/// Select Graphic Rendition (ECMA-48, 8.3.117).
-#[derive(Clone, Copy)]
-enum Colour {
-    Green = 32,
-    Yellow = 33,
-    Red = 31,
-    Grey = 90,
+/// How much something matters, as a colour: Select Graphic Rendition (ECMA-48, 8.3.117).
+#[derive(Clone, Copy, PartialEq)]
+pub enum Level {
+    Good = 32,
+    Warning = 33,
+    Bad = 31,
+    Quiet = 90,
 }
 
 pub fn draw(host: &Host, colour: bool) -> String {
-    let paint = |text: &str, of: Colour| match colour {
+    let paint = |text: &str, of: Level| match colour {
         true => format!("\x1b[{}m{text}\x1b[0m", of as u8),
         false => text.into(),
     };
@@ -30,53 +30,67 @@ pub fn draw(host: &Host, colour: bool) -> String {
         text.push_str("no PostgreSQL cluster on this host\n");
     }
     for seen in &host.clusters {
-        let of = match seen.state.as_str() {
-            "ok" => Colour::Green,
-            "off" => Colour::Grey,
-            "warning" | "paused" | "unknown" | "not checked" => Colour::Yellow,
-            _ => Colour::Red,
-        };
-        let state = paint(&format!("{:<11}", seen.state.to_uppercase()), of);
+        let state = paint(&format!("{:<11}", seen.state.to_uppercase()), of_state(&seen.state));
         let checked = match seen.checked_s {
             Some(seconds) => format!("score {:>3}, checked {} ago", seen.score, spoken(seconds)),
             None => "never checked".into(),
         };
         let _ =
-            writeln!(text, "{:<12} {state} {checked}  {}", seen.cluster, paint(&sparkline(&seen.day), Colour::Grey));
-        for (label, of, line) in lines(seen) {
+            writeln!(text, "{:<12} {state} {checked}  {}", seen.cluster, paint(&sparkline(&seen.day), Level::Quiet));
+        let recoveries =
+            seen.recoveries.iter().map(|record| ("recovery", of_outcome(&record.outcome), recovery(record)));
+        for (label, of, line) in lines(seen).into_iter().chain(recoveries) {
             let _ = writeln!(text, "  {} {}", paint(&format!("{label:<12}"), of), shorten(&line));
         }
     }
     for (unit, state) in &host.units {
-        let _ = writeln!(text, "{} is {}: systemctl status {unit}", unit, paint(state, Colour::Red));
+        let _ = writeln!(text, "{} is {}: systemctl status {unit}", unit, paint(state, Level::Bad));
     }
     text
 }
 
-/// Label, its colour, and what is said.
-fn lines(seen: &Seen) -> Vec<(&'static str, Colour, String)> {
+pub fn of_state(state: &str) -> Level {
+    match state {
+        "ok" => Level::Good,
+        "off" => Level::Quiet,
+        "warning" | "paused" | "unknown" | "not checked" => Level::Warning,
+        _ => Level::Bad,
+    }
+}
+
+/// Of a recovery.
+pub fn of_outcome(outcome: &str) -> Level {
+    match outcome {
+        "recovered" => Level::Good,
+        "declined" => Level::Quiet,
+        _ => Level::Bad,
+    }
+}
+
+/// What there is to say of a cluster, but for its recoveries: a label, how much it matters, and the words.
+pub fn lines(seen: &Seen) -> Vec<(&'static str, Level, String)> {
     let mut lines = Vec::new();
     let name = &seen.cluster;
     if seen.manual {
         let next = format!(
             "nothing more is tried. See pg-recover explain; when it is repaired: pg-recover reset --cluster {name}"
         );
-        lines.push(("needs you", Colour::Red, next));
+        lines.push(("needs you", Level::Bad, next));
     }
     if let Some(pause) = &seen.pause {
-        lines.push(("paused", Colour::Yellow, format!("{pause}; pg-recover resume ends it")));
+        lines.push(("paused", Level::Warning, format!("{pause}; pg-recover resume ends it")));
     }
     if let Some(off) = &seen.off {
-        lines.push(("off", Colour::Grey, format!("cluster {name} {off}")));
+        lines.push(("off", Level::Quiet, format!("cluster {name} {off}")));
     } else if seen.listening == Some(false) {
-        lines.push(("socket", Colour::Red, "nobody listens there".into()));
+        lines.push(("socket", Level::Bad, "nobody listens there".into()));
     }
     for check in &seen.checks {
         let (label, of) = match check.status {
-            Status::Critical => ("critical", Colour::Red),
-            Status::Warning => ("warning", Colour::Yellow),
-            Status::Unknown => ("unknown", Colour::Yellow),
-            Status::Ok => ("ok", Colour::Green),
+            Status::Critical => ("critical", Level::Bad),
+            Status::Warning => ("warning", Level::Warning),
+            Status::Unknown => ("unknown", Level::Warning),
+            Status::Ok => ("ok", Level::Good),
         };
         lines.push((label, of, format!("{}: {}", check.name, check.message)));
     }
@@ -88,7 +102,7 @@ fn lines(seen: &Seen) -> Vec<(&'static str, Colour, String)> {
             (Some(ago), None) => format!("; proven {} ago", spoken(ago)),
             _ => "; not proven by a restore yet".into(),
         };
-        lines.push(("backup", Colour::Grey, format!("{}, {} ago{proven}", backup.id, spoken(backup.age_s))));
+        lines.push(("backup", Level::Quiet, format!("{}, {} ago{proven}", backup.id, spoken(backup.age_s))));
     }
     let ((made, allowed, window), (failed, most)) = (seen.restarts, seen.attempts);
     if made + failed + seen.failures > 0 {
@@ -97,15 +111,7 @@ fn lines(seen: &Seen) -> Vec<(&'static str, Colour, String)> {
             spoken(window),
             seen.failures
         );
-        lines.push(("budget", Colour::Grey, budget));
-    }
-    for record in &seen.recoveries {
-        let of = match record.outcome.as_str() {
-            "recovered" => Colour::Green,
-            "declined" => Colour::Grey,
-            _ => Colour::Red,
-        };
-        lines.push(("recovery", of, recovery(record)));
+        lines.push(("budget", Level::Quiet, budget));
     }
     lines
 }
@@ -135,7 +141,7 @@ fn shorten(line: &str) -> String {
 }
 
 /// `48s`, `12min`, `5h`, `3d`
-fn spoken(seconds: u64) -> String {
+pub fn spoken(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds}s"),
         120..7200 => format!("{}min", seconds / 60),
@@ -184,7 +190,13 @@ mod tests {
             downtime_ms: 812,
             ..Record::default()
         };
-        let backup = Backup { id: "20261125T020000Z".into(), age_s: 30_000, proven_s: Some(90), restore_s: Some(3.2) };
+        let backup = Backup {
+            id: "20261125T020000Z".into(),
+            age_s: 30_000,
+            proven_s: Some(90),
+            restore_s: Some(3.2),
+            ..Backup::default()
+        };
         let text = screen(
             Seen {
                 state: "needs you".into(),

@@ -1,0 +1,287 @@
+//! The page: what the screen shows and more, for a browser without scripts. `maud` escapes whatever is put into it.
+
+use maud::{DOCTYPE, Markup, html};
+use shared::clock;
+use shared::record::Record;
+use shared::story::{self, Story, target};
+use shared::tally::Tally;
+
+use crate::facts::{Host, Seen};
+use crate::look::Sight;
+use crate::plot;
+use crate::screen::{Level, lines, of_outcome, of_state, spoken};
+
+pub const STYLE: &str = include_str!("style.css");
+/// Of the newest recoveries.
+const MOST: usize = 500;
+/// Of what was seen, in a list.
+const WIDTH: usize = 160;
+
+/// As the style sheet has it.
+pub fn class(level: Level) -> &'static str {
+    match level {
+        Level::Good => "good",
+        Level::Warning => "warning",
+        Level::Bad => "bad",
+        Level::Quiet => "quiet",
+    }
+}
+
+fn document(title: &str, refresh: bool, main: Markup) -> String {
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                @if refresh { meta http-equiv="refresh" content="30"; }
+                title { (title) }
+                link rel="stylesheet" href="/style.css";
+            }
+            body {
+                header { a href="/" { "pg-recovery" } " " span { (host()) } nav { a href="/recoveries" { "All recoveries" } } }
+                main { (main) }
+                footer {
+                    "For programs: " a href="/health/status" { "status" } ", " a href="/health/recovery-stats" { "statistics" }
+                    ", " a href="/metrics" { "metrics" } ". pg-recovery " (env!("CARGO_PKG_VERSION"))
+                }
+            }
+        }
+    };
+    page.into_string()
+}
+
+fn host() -> String {
+    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+pub fn overview(sight: &Sight) -> String {
+    let shown = &sight.host;
+    let main = html! {
+        p.summary { (summary(shown)) " " time.quiet { "as of " (shown.at) } }
+        @if let Some(mistake) = &shown.mistake {
+            p.bad { "The configuration cannot be used: " (mistake) ". What was configured before is in force." }
+        }
+        @if shown.clusters.is_empty() { p { "No PostgreSQL cluster on this host." } }
+        @for seen in &shown.clusters { (cluster(seen, sight)) }
+        @if !shown.units.is_empty() {
+            section {
+                h2 { "Units" }
+                dl { @for (unit, state) in &shown.units { dt.bad { (state) } dd { (unit) ": systemctl status " (unit) } } }
+            }
+        }
+    };
+    let ill = shown.clusters.iter().find(|seen| of_state(&seen.state) == Level::Bad);
+    document(&format!("{}: {}", host(), ill.map_or("PostgreSQL", |seen| &seen.state)), true, main)
+}
+
+fn summary(host: &Host) -> String {
+    let is = |level| host.clusters.iter().filter(|seen| of_state(&seen.state) == level).count();
+    let clusters = match host.clusters.len() {
+        1 => "1 cluster".to_string(),
+        all => format!("{all} clusters"),
+    };
+    match (is(Level::Bad), is(Level::Warning)) {
+        _ if host.clusters.is_empty() => "Nothing to watch.".into(),
+        (0, 0) if host.units.is_empty() && host.mistake.is_none() => "All is well.".into(),
+        (0, 0) => "All clusters are well; what watches them is not.".into(),
+        (0, some) => format!("{some} of {clusters} {} a look.", if some == 1 { "needs" } else { "need" }),
+        (bad, _) => format!("{bad} of {clusters} {} in trouble.", if bad == 1 { "is" } else { "are" }),
+    }
+}
+
+fn cluster(seen: &Seen, sight: &Sight) -> Markup {
+    let records: Vec<&Record> = sight.records.iter().rev().filter(|record| record.cluster == seen.cluster).collect();
+    let now = clock::seconds_of(&sight.host.at).unwrap_or_default();
+    let mut lines = lines(seen);
+    lines.sort_by_key(|(_, level, _)| match level {
+        Level::Bad => 0,
+        Level::Warning => 1,
+        Level::Good => 2,
+        Level::Quiet => 3,
+    });
+    html! {
+        section id=(seen.cluster) {
+            h2 {
+                (seen.cluster) " " span.pill.(class(of_state(&seen.state))) { (seen.state) }
+                @match seen.checked_s {
+                    Some(ago) => small { "score " b.(plot::of_score(seen.score)) { (seen.score) } ", checked " (spoken(ago)) " ago" },
+                    None => small { "never checked" },
+                }
+            }
+            dl {
+                @for (label, level, said) in lines { dt.(class(level)) { (label) } dd { (said) } }
+            }
+            div.plots {
+                (plot::score(seen))
+                (plot::recoveries(&records, now))
+                @for volume in plot::volumes(seen) { (volume) }
+            }
+            @if !seen.recoveries.is_empty() {
+                h3 { "Last recoveries" }
+                (list(seen.recoveries.iter(), false))
+            }
+        }
+    }
+}
+
+fn list<'a>(records: impl Iterator<Item = &'a Record>, with_cluster: bool) -> Markup {
+    html! {
+        ol.recoveries {
+            @for record in records {
+                li {
+                    a href=(format!("/recovery/{}", record.id)) { time { (record.started) } }
+                    " " span.pill.(class(of_outcome(&record.outcome))) { (record.outcome) }
+                    @if with_cluster { " " b { (record.cluster) } }
+                    " " (record.fault) ", " (story::spoken(record.downtime_ms)) ", by " (record.detected_by)
+                    @if let Some(seen) = record.evidence.first() { p { (shorten(seen)) } }
+                }
+            }
+        }
+    }
+}
+
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(WIDTH) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.into(),
+    }
+}
+
+pub fn history(sight: &Sight) -> String {
+    let percent = |rate: Option<f64>| rate.map_or("–".into(), |rate| format!("{:.0} %", rate * 100.0));
+    let time = |ms: Option<u64>| ms.map_or("–".into(), story::spoken);
+    let row = |name: &str, tally: &Tally| {
+        html! {
+            tr {
+                th scope="row" { (name) }
+                td { (tally.recovered) " of " (tally.tried()) }
+                td { (percent(tally.success_rate)) }
+                td { (percent(tally.target_rate)) }
+                td { (time(tally.median_ms)) }
+                td { (time(tally.worst_ms)) }
+            }
+        }
+    };
+    let main = html! {
+        h1 { "Recoveries" }
+        @if sight.records.is_empty() {
+            p { "There has been none yet." }
+        } @else {
+            div.scroll {
+                table {
+                    thead { tr { @for title in ["fault", "healed", "rate", "in time", "median", "worst"] { th scope="col" { (title) } } } }
+                    tbody {
+                        @for (fault, tally) in Tally::by_fault(&sight.records) { (row(fault, &tally)) }
+                        (row("all", &Tally::of(sight.records.iter())))
+                    }
+                }
+            }
+            (list(sight.records.iter().rev().take(MOST), true))
+            @if sight.records.len() > MOST { p { "Older ones: pg-recover history" } }
+        }
+    };
+    document("Recoveries", false, main)
+}
+
+/// `None`: no such recovery is on record.
+pub fn story(sight: &Sight, id: &str) -> Option<String> {
+    let record = sight.records.iter().rfind(|record| record.id == id)?;
+    let story = Story::of(record.clone());
+    let longest = record.steps.iter().map(|step| step.ms).max().unwrap_or_default().max(1);
+    let main = html! {
+        h1 { (record.cluster) ": " (record.fault) " " span.pill.(class(of_outcome(&record.outcome))) { (record.outcome) } }
+        p {
+            (record.detected_by) " found that cluster " b { (record.cluster) } " was not well at " time { (record.started) } ". "
+            "It took " b { (story::spoken(record.downtime_ms)) }
+            @if let Some(target) = target(record) { " (" (target) ")" } "."
+        }
+        h2 { "What it saw" }
+        ul { @for line in &record.evidence { li { (line) } } }
+        h2 { "What that means" }
+        p { b { (record.fault) } ", priority " (story.priority) ". " (story.rule) }
+        h2 { "What was tried" }
+        @if record.steps.is_empty() {
+            p { "Nothing." }
+        } @else {
+            p.quiet { "The gentlest first, looking again after each step." }
+            ol.steps {
+                @for step in &record.steps {
+                    @let level = if step.outcome == "ok" { "good" } else { "warning" };
+                    li {
+                        b { (step.step) } " " span.pill.(level) { (step.outcome) } " after " (story::spoken(step.ms))
+                        progress max=(longest) value=(step.ms) aria-hidden="true" {}
+                        p { (step.why) }
+                    }
+                }
+            }
+        }
+        h2 { "How it ended" }
+        p { (story.ending()) }
+        h2 { "What is left to do" }
+        p { (story.next) }
+        p.quiet { "In the journal: " code { "journalctl PG_RECOVERY_ID=" (record.id) } }
+    };
+    Some(document(&format!("{} {}", record.cluster, record.fault), false, main))
+}
+
+pub fn nothing() -> String {
+    document(
+        "Nothing here",
+        false,
+        html! { h1 { "Nothing here" } p { "There is no such page, or no such recovery on record." } },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use shared::record::StepRecord;
+    use shared::tally::Sums;
+
+    use super::*;
+
+    const EVIL: &str = "<script>alert(1)</script>\"'&";
+
+    #[test]
+    fn nothing_that_anybody_wrote_is_taken_for_markup() {
+        let evil = || EVIL.to_string();
+        let step = StepRecord { step: evil(), outcome: evil(), why: evil(), ..StepRecord::default() };
+        let record = Record {
+            id: "x".into(),
+            cluster: evil(),
+            fault: evil(),
+            detected_by: evil(),
+            evidence: vec![evil()],
+            steps: vec![step],
+            outcome: evil(),
+            started: "2026-11-22T01:57:32Z".into(),
+            finished: evil(),
+            ..Record::default()
+        };
+        let seen = Seen {
+            cluster: evil(),
+            state: evil(),
+            pause: Some(evil()),
+            off: Some(evil()),
+            recoveries: vec![record.clone()],
+            ..Seen::default()
+        };
+        let host = Host {
+            at: "2026-11-22T02:00:00Z".into(),
+            mistake: Some(evil()),
+            clusters: vec![seen],
+            units: vec![(evil(), evil())],
+        };
+        let sight =
+            Sight { at: Instant::now(), host, records: Arc::new(vec![record]), sums: Arc::new(Sums::default()) };
+        for page in [overview(&sight), history(&sight), story(&sight, "x").unwrap()] {
+            assert!(!page.contains("<script") && page.contains("&lt;script&gt;"), "{page}");
+            assert!(!page.contains("style=") && !page.contains("http:") && !page.contains("https:"), "{page}");
+        }
+        assert!(story(&sight, "../x").is_none() && story(&sight, "").is_none());
+    }
+}
