@@ -176,8 +176,8 @@ facts_on_both_suites! {
             page.says(&[&host.cluster()]);
         }
         took.sort();
-        // The computer may be busy; one that waited for the server would never be quick.
-        assert!(took[5] < Duration::from_millis(50), "{took:?}");
+        // The computer may be busy; one that waited for the server would need seconds.
+        assert!(took[5] < Duration::from_millis(500), "{took:?}");
         let status = json(&host, "/health/status");
         assert_eq!(status["clusters"][0]["listening"], true);
         let units = status["units"].to_string();
