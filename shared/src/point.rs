@@ -1,15 +1,18 @@
 //! Recovery points: copies of the configuration files of a cluster and of its TLS key and certificate, kept in `/var/lib/pg-recovery/points/ID/`.
 //!
-//! A point is a folder with `manifest.json` (why, when, and for each file its path, SHA-256 and mode) and the copies as
-//! `0`, `1`, ... in the order of the manifest. It is built under another name and renamed when it is complete, so what
-//! is there is whole. Points of the kind `good` hold a configuration that a server was seen to run with, those of the
-//! kind `before` what one of our programs was about to change, `asked` what a person wanted kept, `guard` what comes back
-//! unless a change is confirmed. Files are read and written with no more power than the
-//! owner of the cluster has; the folder itself is for root only.
+//! A point is a folder with `manifest.json` (why, when, and for each file its path, SHA-256, owner and mode) and the
+//! copies as `0`, `1`, ... in the order of the manifest. It is built under another name and renamed when it is complete,
+//! so what is there is whole. Points of the kind `good` hold a configuration that a server was seen to run with, those of
+//! the kind `before` what one of our programs was about to change, `asked` what a person wanted kept, `guard` what comes
+//! back unless a change is confirmed. Files are read and written with no more power than the owner of the cluster has; the
+//! folder itself is for root only.
 
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{AccessFlags, faccessat};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -18,8 +21,9 @@ use crate::cluster::Cluster;
 use crate::error::{Error, Result};
 use crate::state;
 
-/// Points kept for each cluster and kind.
+/// Points kept for each cluster and kind, as far as they take no more than this many bytes.
 const KEEP: usize = 10;
+const BUDGET: u64 = 16 << 20;
 /// No configuration file is larger; what is, is not one.
 const LIMIT: u64 = 1 << 20;
 
@@ -32,33 +36,67 @@ pub struct Manifest {
     pub at: Stamp,
     pub why: String,
     pub files: Vec<Entry>,
+    /// What a program has made of these files by itself, as SHA-256 (none: removed). Then the point holds nothing else;
+    /// empty: it holds all that there was.
+    #[serde(default)]
+    pub made: Vec<(PathBuf, Option<String>)>,
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Entry {
     pub path: PathBuf,
     pub sha256: String,
+    /// With [`LINK`] for a symbolic link, whose target is its content.
     pub mode: u32,
+    /// Ids of its user and its group; `None`: those of the owner of the cluster.
+    #[serde(default)]
+    pub owner: Option<(u32, u32)>,
     /// A key or certificate, which a server was seen to start with.
     #[serde(default)]
     pub tls: bool,
+    #[serde(default)]
+    pub part: Part,
 }
 
+/// What a file is for.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Part {
+    /// The server reads it.
+    #[default]
+    Server,
+    /// It says whether and how the server is started: start.conf, units and their drop-ins.
+    Start,
+    /// The same of our own units.
+    Ours,
+    /// Roles and their settings as SQL, to look at.
+    Roles,
+}
+
+/// S_IFLNK of inode(7).
+pub const LINK: u32 = 0o120_000;
+
 /// A file of a point with its content.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Copy {
     pub path: PathBuf,
     pub mode: u32,
+    pub owner: Option<(u32, u32)>,
     pub bytes: Vec<u8>,
     pub tls: bool,
+    pub part: Part,
 }
+
+/// Stands for the cluster in points of our own units.
+pub const HOST: &str = "host";
 
 fn directory() -> PathBuf {
     Path::new(state::DIRECTORY).join("points")
 }
 
-/// The configuration files of a cluster that exist now: those in its configuration directory and in folders in it, and
-/// postgresql.auto.conf. `start.conf` is not among them: it is the operator's word, not the server's configuration.
+/// The configuration files of a cluster that exist now: those in its configuration directory and in folders in it,
+/// postgresql.auto.conf, and what these include from elsewhere as far as the owner of the cluster could replace it.
+/// `start.conf` is not among them: it is the operator's word, not the server's configuration.
 pub fn files(cluster: &Cluster) -> Vec<PathBuf> {
     let found = cluster.owner.act(|| {
         let mut files = Vec::new();
@@ -72,9 +110,12 @@ pub fn files(cluster: &Cluster) -> Vec<PathBuf> {
             walk(&cluster.config_directory.join("conf.d"), 0, &mut files);
         }
         files.push(cluster.data_directory.join("postgresql.auto.conf"));
-        files.push(cluster.hba_file());
-        files.extend(cluster.setting("ident_file").map(PathBuf::from));
+        let rules = [Some(cluster.hba_file()), cluster.setting("ident_file").map(PathBuf::from)];
+        files.extend(rules.into_iter().flatten());
         files.retain(|f| f.is_file());
+        let mut included_files = Vec::new();
+        files.iter().for_each(|file| includes(file, &mut included_files, 0));
+        files.extend(included_files.into_iter().filter(|file| may_replace(cluster, file)));
         files.sort();
         files.dedup();
         files
@@ -112,6 +153,44 @@ fn walk(folder: &Path, depth: u8, files: &mut Vec<PathBuf>) {
     }
 }
 
+/// With the power of the owner.
+fn may_replace(cluster: &Cluster, file: &Path) -> bool {
+    let may = AccessFlags::W_OK | AccessFlags::X_OK;
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    file.metadata().is_ok_and(|meta| meta.is_file() && meta.uid() == cluster.owner.uid.as_raw())
+        && faccessat(AT_FDCWD, folder, may, AtFlags::AT_EACCESS).is_ok()
+}
+
+/// The files that this one includes. Settings and, since PostgreSQL 16, rules of access have the same three words for it.
+fn includes(file: &Path, found: &mut Vec<PathBuf>, depth: u8) {
+    let text = file.canonicalize().and_then(|file| state::read(&file, LIMIT)).unwrap_or_default();
+    for (word, value) in String::from_utf8_lossy(&text).lines().filter_map(crate::cluster::parse_line) {
+        let path = included(file, &value);
+        let more = match word.as_str() {
+            "include" | "include_if_exists" => vec![path],
+            "include_dir" => {
+                let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+                entries.filter(|entry| entry.file_name().as_bytes().ends_with(b".conf")).map(|e| e.path()).collect()
+            }
+            _ => continue,
+        };
+        for file in more {
+            // The server stops at ten levels too (conffiles.h, CONF_FILE_MAX_DEPTH).
+            if depth < 10 && !found.contains(&file) {
+                found.push(file.clone());
+                includes(&file, found, depth + 1);
+            }
+        }
+    }
+}
+
+/// Where the path of an `include` in this file leads.
+pub fn included(file: &Path, value: &str) -> PathBuf {
+    let path = file.parent().unwrap_or(Path::new("/")).join(value.trim_matches('"'));
+    let climbs = path.components().any(|part| part == Component::ParentDir);
+    if climbs { path.canonicalize().unwrap_or(path) } else { path }
+}
+
 /// Reads the files as they are now.
 pub fn read(cluster: &Cluster, files: &[PathBuf]) -> Result<Vec<Copy>> {
     let tls = tls_names(cluster);
@@ -122,12 +201,19 @@ pub fn read(cluster: &Cluster, files: &[PathBuf]) -> Result<Vec<Copy>> {
                 let bad = |e: std::io::Error| Error::failed(format!("could not read {}: {e}", path.display()));
                 // The owner's own links lead to the file that counts.
                 let real = path.canonicalize().map_err(bad)?;
-                let mode = std::fs::metadata(&real).map_err(bad)?.permissions().mode() & 0o7777;
+                let meta = std::fs::metadata(&real).map_err(bad)?;
                 let bytes = state::read(&real, LIMIT + 1).map_err(bad)?;
                 if bytes.len() as u64 > LIMIT {
                     return Err(Error::failed(format!("could not copy {}: it is larger than 1 MiB", path.display())));
                 }
-                Ok(Copy { path: path.clone(), mode, bytes, tls: tls.contains(path) })
+                Ok(Copy {
+                    path: path.clone(),
+                    mode: meta.permissions().mode() & 0o7777,
+                    owner: Some((meta.uid(), meta.gid())),
+                    bytes,
+                    tls: tls.contains(path),
+                    part: Part::Server,
+                })
             })
             .collect()
     })?
@@ -152,12 +238,35 @@ pub fn remember_good(cluster: &Cluster, why: &str, started_with_tls: bool) -> Re
     Ok(true)
 }
 
-/// Makes a point of these copies, and forgets the oldest of its kind.
+/// Makes a point of these copies, which are all that there is, and forgets the oldest of its kind.
 pub fn save(cluster: &Cluster, kind: &str, why: &str, copies: &[Copy]) -> Result<String> {
-    save_in(&directory(), &cluster.name(), kind, why, copies)
+    save_in(&directory(), &cluster.name(), kind, why, copies, &[])
 }
 
-fn save_in(root: &Path, cluster: &str, kind: &str, why: &str, copies: &[Copy]) -> Result<String> {
+/// The same of what is of no cluster.
+pub fn save_of_host(kind: &str, why: &str, copies: &[Copy]) -> Result<String> {
+    save_in(&directory(), HOST, kind, why, copies, &[])
+}
+
+/// Makes a point of the files that a program is about to change by itself, and what it will make of them. The last of each
+/// file is kept for good, so that the change can be taken back.
+pub fn save_before(
+    cluster: &Cluster,
+    why: &str,
+    copies: &[Copy],
+    made: &[(PathBuf, Option<String>)],
+) -> Result<String> {
+    save_in(&directory(), &cluster.name(), "before", why, copies, made)
+}
+
+fn save_in(
+    root: &Path,
+    cluster: &str,
+    kind: &str,
+    why: &str,
+    copies: &[Copy],
+    made: &[(PathBuf, Option<String>)],
+) -> Result<String> {
     let at = Stamp::now();
     let last = list(root, cluster, kind).pop();
     let id = format!("{}-{}-{kind}", stamp_behind(last.as_deref(), &at), crate::cluster::file_name(cluster));
@@ -173,7 +282,9 @@ fn save_in(root: &Path, cluster: &str, kind: &str, why: &str, copies: &[Copy]) -
                 path: copy.path.clone(),
                 sha256: sha256(&copy.bytes),
                 mode: copy.mode,
+                owner: copy.owner,
                 tls: copy.tls,
+                part: copy.part,
             });
         }
         let manifest = Manifest {
@@ -183,6 +294,7 @@ fn save_in(root: &Path, cluster: &str, kind: &str, why: &str, copies: &[Copy]) -
             at: at.clone(),
             why: why.into(),
             files: entries,
+            made: made.to_vec(),
         };
         state::replace(
             &temporary.join("manifest.json"),
@@ -196,9 +308,15 @@ fn save_in(root: &Path, cluster: &str, kind: &str, why: &str, copies: &[Copy]) -
         let _ = std::fs::remove_dir_all(&temporary);
         return Err(bad(e));
     }
-    let all = list(root, cluster, kind);
-    for old in &all[..all.len().saturating_sub(KEEP)] {
-        let _ = std::fs::remove_dir_all(root.join(old));
+    let (mut bytes, mut seen) = (0, std::collections::HashSet::new());
+    for (age, old) in list(root, cluster, kind).iter().rev().enumerate() {
+        let files = std::fs::read_dir(root.join(old)).into_iter().flatten().flatten();
+        bytes += files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum::<u64>();
+        let made = manifest(&root.join(old)).map(|manifest| manifest.made).unwrap_or_default();
+        let is_last_word = made.into_iter().filter(|(path, _)| seen.insert(path.clone())).count() > 0;
+        if !is_last_word && (age >= KEEP || age > 0 && bytes > BUDGET) {
+            let _ = std::fs::remove_dir_all(root.join(old));
+        }
     }
     Ok(id)
 }
@@ -294,7 +412,14 @@ fn manifest(point: &Path) -> Option<Manifest> {
 fn load(point: &Path) -> Option<Vec<Copy>> {
     let copies = manifest(point)?.files.into_iter().enumerate().map(|(index, entry)| {
         let bytes = state::read(&point.join(index.to_string()), LIMIT).ok()?;
-        (sha256(&bytes) == entry.sha256).then_some(Copy { path: entry.path, mode: entry.mode, bytes, tls: entry.tls })
+        (sha256(&bytes) == entry.sha256).then_some(Copy {
+            path: entry.path,
+            mode: entry.mode,
+            owner: entry.owner,
+            bytes,
+            tls: entry.tls,
+            part: entry.part,
+        })
     });
     copies.collect()
 }
@@ -314,7 +439,8 @@ pub fn difference(old: &[u8], new: &[u8]) -> String {
     let text = diff.unified_diff().context_radius(0).to_string();
     text.lines()
         .map(|line| {
-            let lower = line.to_ascii_lowercase();
+            // An attribute of roles (CREATE ROLE) is no password.
+            let lower = line.to_ascii_lowercase().replace("bypassrls", "");
             if ["pass", "secret", "token"].iter().any(|word| lower.contains(word)) {
                 format!("{} (a line with a password)", &line[..1])
             } else {
@@ -336,18 +462,18 @@ mod tests {
     }
 
     fn copy(text: &str) -> Vec<Copy> {
-        vec![Copy { path: "/etc/x.conf".into(), mode: 0o640, bytes: text.into(), tls: false }]
+        vec![Copy { path: "/etc/x.conf".into(), mode: 0o640, bytes: text.into(), ..Copy::default() }]
     }
 
     #[test]
     fn the_newest_whole_point_is_found_and_old_ones_are_forgotten() {
         let root = root("newest");
         for n in 0..KEEP + 3 {
-            save_in(&root, "16/main", "good", "test", &copy(&format!("{n}"))).unwrap();
+            save_in(&root, "16/main", "good", "test", &copy(&format!("{n}")), &[]).unwrap();
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
-        save_in(&root, "16/main-2", "good", "test", &copy("other")).unwrap();
-        save_in(&root, "16/main", "before", "test", &copy("before")).unwrap();
+        save_in(&root, "16/main-2", "good", "test", &copy("other"), &[]).unwrap();
+        save_in(&root, "16/main", "before", "test", &copy("before"), &[]).unwrap();
         let ids = list(&root, "16/main", "good");
         assert_eq!(ids.len(), KEEP);
         assert_eq!(newest_in(&root, "16/main", "good"), Some(copy(&format!("{}", KEEP + 2))));
@@ -360,10 +486,10 @@ mod tests {
     fn a_point_that_was_made_after_the_clock_was_set_back_is_the_newest() {
         let root = root("clock");
         let future = "20991231T235959Z.999-16-main-good";
-        let id = save_in(&root, "16/main", "good", "test", &copy("old")).unwrap();
+        let id = save_in(&root, "16/main", "good", "test", &copy("old"), &[]).unwrap();
         std::fs::rename(root.join(id), root.join(future)).unwrap();
         for n in 0..KEEP {
-            save_in(&root, "16/main", "good", "test", &copy(&n.to_string())).unwrap();
+            save_in(&root, "16/main", "good", "test", &copy(&n.to_string()), &[]).unwrap();
             assert_eq!(newest_in(&root, "16/main", "good"), Some(copy(&n.to_string())));
         }
         assert_eq!(list(&root, "16/main", "good")[0], "21000101T000000Z.000-16-main-good", "the oldest has gone");
@@ -372,9 +498,48 @@ mod tests {
     }
 
     #[test]
+    fn points_take_no_more_room_than_they_may() {
+        let root = root("budget");
+        let large = "x".repeat(BUDGET as usize / 3);
+        for n in 0..5 {
+            save_in(&root, "16/main", "good", "test", &copy(&format!("{n}{large}")), &[]).unwrap();
+        }
+        assert_eq!(list(&root, "16/main", "good").len(), 2);
+        save_in(&root, "16/main", "good", "test", &copy(&large.repeat(4)), &[]).unwrap();
+        assert_eq!(list(&root, "16/main", "good").len(), 1, "the newest is kept whatever it takes");
+    }
+
+    #[test]
+    fn what_a_program_made_of_a_file_last_is_never_forgotten() {
+        let root = root("made");
+        let made = |name: &str| [(PathBuf::from(name), None)];
+        let first = save_in(&root, "16/main", "before", "test", &copy("x"), &made("/a")).unwrap();
+        for _ in 0..KEEP + 2 {
+            save_in(&root, "16/main", "before", "test", &copy("x"), &made("/b")).unwrap();
+        }
+        let all = list(&root, "16/main", "before");
+        assert_eq!((all.len(), &all[0]), (KEEP + 1, &first));
+        save_in(&root, "16/main", "before", "test", &copy("x"), &made("/a")).unwrap();
+        assert!(!list(&root, "16/main", "before").contains(&first));
+    }
+
+    #[test]
+    fn what_a_file_includes_is_found_in_both_languages() {
+        let root = root("includes");
+        std::fs::create_dir_all(root.join("more.d")).unwrap();
+        std::fs::write(root.join("a"), "port = 1\ninclude 'b' # c\n#include 'no'\ninclude_dir = 'more.d'\n").unwrap();
+        std::fs::write(root.join("b"), "include_if_exists \"a\"\nhost all include all trust\n").unwrap();
+        std::fs::write(root.join("more.d/x.conf"), "").unwrap();
+        std::fs::write(root.join("more.d/x.old"), "").unwrap();
+        let mut found = Vec::new();
+        includes(&root.join("a"), &mut found, 0);
+        assert_eq!(found, ["b", "a", "more.d/x.conf"].map(|name| root.join(name)));
+    }
+
+    #[test]
     fn points_are_for_root_only() {
         let root = root("mode");
-        let id = save_in(&root, "16/main", "good", "test", &copy("x")).unwrap();
+        let id = save_in(&root, "16/main", "good", "test", &copy("x"), &[]).unwrap();
         assert_eq!(std::fs::metadata(root.join(&id)).unwrap().permissions().mode() & 0o777, 0o700);
         assert_eq!(std::fs::metadata(root.join(&id).join("0")).unwrap().permissions().mode() & 0o777, 0o600);
     }

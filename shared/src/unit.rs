@@ -111,6 +111,16 @@ pub fn restart(unit: &str) -> Result<()> {
     call(systemctl().args(["restart", "--no-block", "--", unit])).map(drop)
 }
 
+/// Lets systemd read the units, drop-ins and links again.
+pub fn daemon_reload() -> Result<()> {
+    call(systemctl().arg("daemon-reload")).map(drop)
+}
+
+/// Queues stop jobs; patterns match what is loaded (systemctl(1), PATTERN).
+pub fn stop_all(units: &[&str]) -> Result<()> {
+    call(systemctl().args(["stop", "--no-block", "--"]).args(units)).map(drop)
+}
+
 /// Forgets failures, so that the start limit does not refuse the next start.
 pub fn reset_failed(unit: &str) -> Result<()> {
     call(systemctl().args(["reset-failed", "--", unit])).map(drop)

@@ -15,6 +15,28 @@ fn files(host: &Host) -> String {
     ))
 }
 
+/// What a run has left beside the files, or for the next run.
+fn left_over(host: &Host) -> String {
+    let (conf, data) = (host.configuration_directory(), host.data_directory());
+    host.sh(&format!("find {conf} {data} /etc/systemd/system /var/lib/pg-recovery/rollback -maxdepth 2 -name '*.pg-rollback*' -o -path '*/rollback/*'"))
+}
+
+/// The same of how the cluster is started, of its key and certificate, and of what it includes from elsewhere.
+fn all(host: &Host) -> String {
+    let more = "find /etc/systemd/system /srv -path '*postgresql*' ! -type d -o -path '/srv/*' -type f";
+    let tls = format!("ls {0}/server.key {0}/server.crt", host.data_directory());
+    let stat = "stat -c '%n %N %U:%G %a' \"$file\"; test -L \"$file\" || sha256sum < \"$file\"";
+    format!("{}\n{}", files(host), host.sh(&format!("( {more}; {tls} ) | sort | while read -r file; do {stat}; done")))
+}
+
+/// What of this package runs, and what is enabled.
+fn units(host: &Host) -> (Vec<String>, String) {
+    let list = host.sh("systemctl list-units --plain --no-legend --all 'pg-*' | sort");
+    let is_on = |line: &&str| line.split_whitespace().nth(2) == Some("active") && !line.starts_with("pg-notify@");
+    let runs = list.lines().filter(is_on).filter_map(|line| line.split_whitespace().next()).map(String::from).collect();
+    (runs, host.sh("find /etc/systemd/system -name 'pg-*' -printf '%p %l\n' | sort"))
+}
+
 fn points(host: &Host, kind: &str) -> Vec<String> {
     let list = host.json("pg-rollback list --json");
     let points = list["points"].as_array().expect("it is a list");
@@ -97,6 +119,252 @@ facts_on_both_suites! {
         assert!(output.success() && output.stdout.contains("nothing to do"), "{output}");
     }
 
+    fn each_of_twelve_changes_comes_back_from_a_point_that_a_person_made_and_after_a_kill(suite: Suite) {
+        let host = boot(suite);
+        faults::c5_tls_key::prepare(&host);
+        host.sh("install -d -o postgres -g postgres /srv/pg && echo 'work_mem = 5MB' | install -o postgres -m 640 /dev/stdin /srv/pg/common.conf");
+        conf(&host, "postgresql.conf").append("include '/srv/pg/common.conf'");
+        host.file("/etc/systemd/system/postgresql@.service.d/own.conf").write("[Service]\nNice=1\n");
+        host.sh(&format!("systemctl daemon-reload && systemctl reload {}", host.unit()));
+        host.psql("CREATE ROLE clerk LOGIN PASSWORD 'hidden' CONNECTION LIMIT 9");
+        host.wait_until("it has been read", SOON, || host.psql("SHOW work_mem") == "5MB");
+        let point = host.sh("pg-rollback point 'before twelve changes'");
+        let before = all(&host);
+        let kept = format!("/var/lib/pg-recovery/points/{point}");
+        assert!(host.sh(&format!("grep -rh clerk {kept}")).contains("CONNECTION LIMIT 9"));
+        assert!(!host.run(&format!("grep -rq 'SCRAM-SHA-256[$]\\|hidden' {kept}")).success(), "passwords are kept nowhere");
+        assert_eq!(host.sh(&format!("find {kept} -perm /077")), "");
+        type Change = fn(&Host);
+        let changes: [(&str, &str, Change); 12] = [
+            ("config", "postgresql.conf", |h| conf(h, "postgresql.conf").append("work_mem = 6MB")),
+            ("config", "pg_hba.conf", |h| conf(h, "pg_hba.conf").append("host all mallory all trust")),
+            ("config", "pg_ident.conf", |h| conf(h, "pg_ident.conf").append("map somebody postgres")),
+            ("config", "postgresql.auto.conf", |h| { h.psql("ALTER SYSTEM SET work_mem = '9MB'"); }),
+            ("security", "server.key", |h| { h.sh(&format!("chmod 640 {}/server.key", h.data_directory())); }),
+            ("security", "server.crt", |h| faults::c5_tls_key::renew(h)),
+            ("config", "own.conf", |h| h.file("/etc/systemd/system/postgresql@.service.d/own.conf").write("[Service]\nNice=2\n")),
+            ("config", "/dev/null", |h| { h.sh(&format!("systemctl mask {}", h.unit())); }),
+            ("config", "common.conf", |h| { h.sh("echo 'work_mem = 1' >> /srv/pg/common.conf"); }),
+            ("config", "start.conf", |h| conf(h, "start.conf").write("manual\n")),
+            ("config", "its owner postgres:postgres back", |h| { h.sh(&format!("chown root:root {}/pg_hba.conf", h.configuration_directory())); }),
+            ("config", "its mode 0644 back", |h| { h.sh(&format!("chmod 666 {}/postgresql.conf", h.configuration_directory())); }),
+        ];
+        for (index, (level, says, change)) in changes.iter().enumerate() {
+            change(&host);
+            let changed = all(&host);
+            assert_ne!(changed, before, "change {index}");
+            let shown = host.sh(&format!("pg-rollback {level} {point} --plan"));
+            // A mask that was not there has no name but its own.
+            assert!(shown.contains(says) || *says == "/dev/null" && shown.contains("remove /etc/systemd"), "{says}: {shown}");
+            // The other level has nothing to do with it.
+            let other = if *level == "config" { "security" } else { "config" };
+            let plan = host.sh(&format!("pg-rollback {other} {point} --plan"));
+            assert!(plan.contains("nothing to do"), "change {index}: {plan}");
+            let step = 2 + index % 3;
+            let killed = host.run(&format!("PG_RECOVERY_KILL_BEFORE_STEP={step} pg-rollback {level} {point}"));
+            assert_eq!(killed.status, 137, "change {index}: {killed}");
+            let output = host.run(&format!("pg-rollback {level} {point}"));
+            assert!(output.success(), "change {index} after a kill before step {step}: {output}");
+            assert_eq!(all(&host), before, "change {index}");
+            assert_eq!(left_over(&host), "", "change {index}");
+        }
+        assert_eq!(host.psql("SHOW work_mem"), "5MB");
+
+        // The last of two files finds no room: the first one stays as well.
+        let folder = format!("{}/zz.d", host.configuration_directory());
+        host.sh(&format!("mkdir {folder} && mount -t tmpfs -o size=64k,mode=700,uid=postgres tmpfs {folder}"));
+        host.sh(&format!("head -c 9000 /dev/zero | tr '\\0' '#' | install -o postgres /dev/stdin {folder}/x.conf"));
+        let point = host.sh("pg-rollback point");
+        let before = all(&host);
+        host.sh(&format!("rm {folder}/x.conf; head -c 1M /dev/zero > {folder}/full || true"));
+        conf(&host, "pg_hba.conf").append("host all mallory all trust");
+        let changed = all(&host);
+        let output = host.run(&format!("pg-rollback config {point}"));
+        assert!(output.status == 1 && output.stderr.contains("Nothing was changed"), "{output}");
+        assert_eq!((all(&host), left_over(&host)), (changed, String::new()));
+        host.sh(&format!("rm {folder}/full"));
+        assert!(host.run(&format!("pg-rollback config {point}")).success());
+        assert_eq!(all(&host), before);
+
+        // Roles are shown, and left to a person.
+        host.psql("ALTER ROLE clerk CONNECTION LIMIT 1");
+        let shown = host.sh(&format!("pg-rollback show {point}"));
+        assert!(shown.contains("roles, which no level puts back, differ") && shown.contains("CONNECTION LIMIT 9"), "{shown}");
+    }
+
+    fn monitoring_goes_off_stays_off_and_comes_back_wherever_it_is_killed(suite: Suite) {
+        let host = boot(suite);
+        let ledger = host.ledger();
+        let drop_in = host.file("/etc/systemd/system/pg-watchdog.service.d/own.conf");
+        drop_in.write("[Service]\nNice=-1\n");
+        host.sh("systemctl daemon-reload");
+        let (runs, before) = units(&host);
+        assert!(runs.iter().any(|unit| unit == "pg-watchdog.service"), "{runs:?}");
+        let is_off = |host: &Host| {
+            let (runs, links) = units(host);
+            assert_eq!(runs, Vec::<String>::new());
+            assert!(!links.contains(".wants/"), "{links}");
+        };
+        assert!(host.run("pg-rollback guard 1h").success());
+        let output = host.run("pg-rollback monitoring");
+        assert!(output.status == 1 && output.stderr.contains("a change is under guard"), "{output}");
+        assert!(host.run("pg-rollback confirm").success());
+        host.wait_until("the guard is over", SOON, || host.state_of("pg-rollback-guard.service") == "inactive");
+        let plan = host.sh("pg-rollback monitoring --plan");
+        assert!(plan.contains("stop pg-watchdog.service") && plan.contains("pg-recovery.target.wants/pg-watchdog.service"), "{plan}");
+        assert_eq!(units(&host), (runs.clone(), before.clone()));
+
+        for step in 1..=2 {
+            let killed = host.run(&format!("PG_RECOVERY_KILL_BEFORE_STEP={step} pg-rollback monitoring"));
+            assert_eq!(killed.status, 137, "step {step}: {killed}");
+        }
+        let output = host.start_and_wait("pg-rollback@monitoring.service");
+        assert!(output.success(), "{output}\n{}", host.sh("journalctl -u pg-rollback@monitoring.service"));
+        is_off(&host);
+        assert!(drop_in.exists(), "what a person made is theirs");
+        // Neither a new version nor a reboot brings it back.
+        let again = host.run("systemd-run --quiet --pipe --wait dpkg --install /pg-recovery.deb");
+        assert!(again.success(), "{again}");
+        is_off(&host);
+        assert!(host.run("pg-rollback monitoring").stderr.contains("is off already"));
+
+        // The first of them was made before anything was switched off.
+        let of_host = |id: &String| id.ends_with("-host-before");
+        let point = points(&host, "before").into_iter().rfind(of_host).expect("there is one");
+        drop_in.write("[Service]\nNice=5\n");
+        for step in 1..=3 {
+            let killed = host.run(&format!("PG_RECOVERY_KILL_BEFORE_STEP={step} pg-rollback monitoring {point}"));
+            assert_eq!(killed.status, 137, "step {step}: {killed}");
+        }
+        let output = host.run(&format!("pg-rollback monitoring {point}"));
+        assert!(output.success(), "{output}");
+        assert_eq!(units(&host).1, before);
+        assert!(drop_in.read().contains("Nice=-1"));
+        host.wait_until("all of it runs again", SOON, || units(&host).0 == runs);
+        ledger.stop_and_check().assert_nothing_lost();
+    }
+
+    fn full_leaves_the_host_as_it_was_before_wherever_it_is_killed(suite: Suite) {
+        let host = Host::boot_with_backups(suite);
+        let unit = host.unit();
+        host.wait_until("the first recovery point is made", SOON, || !points(&host, "good").is_empty());
+        let slots = || host.psql("SELECT count(*) FROM pg_replication_slots");
+        host.wait_until("WAL is received", SOON, || slots() == "1");
+        let ballast = format!("{}/pgsql_tmp.pg-recovery-ballast", host.data_directory());
+        host.wait_until("room is kept", SOON, || host.file(&ballast).exists());
+        host.start_and_wait("pg-health-check.service");
+        let schemas = || host.psql("SELECT count(*) FROM pg_namespace WHERE nspname = 'pgrecovery'");
+        assert_eq!(schemas(), "1");
+        host.psql("CREATE ROLE app CONNECTION LIMIT 3");
+        let oid = host.psql("SELECT oid FROM pg_roles WHERE rolname = 'app'");
+        host.file(&format!("/var/lib/pg-recovery/sessions/{}-main.json", host.version())).write(format!(
+            "{{\"version\": 1, \"serial\": 99, \"limit\": {{\"role_oid\": {oid}, \"before\": 7, \"now\": 3}}}}"
+        ));
+
+        // pg-recover takes both back; what the first one needs is there later, the second one is changed by somebody.
+        for (name, line) in [("postgresql.conf", "include '/srv/late.conf'"), ("pg_hba.conf", "hots all all all trust")] {
+            conf(&host, name).append(line);
+            let theirs = conf(&host, name).read();
+            host.sh(&format!("systemctl restart {unit} || true"));
+            host.wait_until("it is put back", SOON, || conf(&host, name).read() != theirs);
+            host.wait_until_accepting(SOON);
+            host.wait_until("the recovery is over", SOON, || host.state_of("pg-recovery.service") != "activating");
+        }
+        host.file("/srv/late.conf").write("work_mem = 9MB\n");
+        conf(&host, "pg_hba.conf").append("# mine");
+        let rules = conf(&host, "pg_hba.conf").read();
+
+        let plan = host.sh("pg-rollback full --plan");
+        for says in ["put back /etc/postgresql", "somebody has changed it since", "MiB free", "drop the slot", "connection limit",
+            "table of the health check", "stop pg-wal-stream.service"] {
+            assert!(plan.contains(says), "{says}: {plan}");
+        }
+        assert!(slots() == "1" && host.psql("SHOW work_mem") == "4MB");
+        for step in [3, 100, 101, 102] {
+            let killed = host.run(&format!("PG_RECOVERY_KILL_BEFORE_STEP={step} pg-rollback full"));
+            assert_eq!(killed.status, 137, "step {step}: {killed}");
+        }
+        let output = host.run("pg-rollback full");
+        assert!(output.success() && output.stderr.contains("leave /etc/postgresql"), "{output}");
+        assert_eq!((host.psql("SHOW work_mem"), conf(&host, "pg_hba.conf").read()), ("9MB".into(), rules));
+        assert_eq!((slots(), schemas()), ("0".into(), "0".into()));
+        assert_eq!(host.psql("SELECT rolconnlimit FROM pg_roles WHERE rolname = 'app'"), "7");
+        assert!(!host.file(&ballast).exists());
+        assert_eq!(host.sh("ls /run/pg-recovery-socket"), "");
+        let (runs, links) = units(&host);
+        assert!(runs.is_empty() && !links.contains(".wants/"), "{runs:?} {links}");
+        assert!(host.file(&format!("/var/backups/pg-recovery/{}-main", host.version())).exists());
+        assert!(!points(&host, "good").is_empty());
+        assert!(host.run("pg-rollback full").success());
+    }
+
+    fn a_guard_comes_back_from_a_server_that_nobody_reaches_and_on_a_full_state_disk(suite: Suite) {
+        let host = boot(suite);
+        let (before, unit) = (files(&host), host.unit());
+        host.sh("systemctl stop pg-recovery.target");
+        let up = || host.sh("ps -o etimes= -p 1").trim().parse::<u32>().expect("a number");
+        host.wait_until("it is up for longer than a guard", SOON, || up() > 8);
+        let over = || host.state_of("pg-rollback-guard.service") == "inactive";
+        for (line, said) in [("port = 5999", "5999"), ("listen_addresses = '192.0.2.1'", "192.0.2.1")] {
+            assert!(host.run("pg-rollback guard 8s").success());
+            conf(&host, "postgresql.conf").append(line);
+            host.sh(&format!("systemctl restart {unit} || true"));
+            host.wait_until("it was out of reach", SOON, || host.server_log().contains(said));
+            host.wait_until("it came back", SOON, || files(&host) == before && over());
+            host.wait_until("it is reached", SOON, || host.run("pg_isready --quiet --host 127.0.0.1 --port 5432").success());
+            // A reload is not carried out by systemd before that.
+            host.wait_for_state(&unit, "active", SOON);
+        }
+
+        host.sh("mount -t tmpfs -o size=256k tmpfs /var/lib/pg-recovery && cd /var/lib/pg-recovery && mkdir -m 700 points rollback");
+        let fill = "head -c 1M /dev/zero > /var/lib/pg-recovery/full || true";
+        host.sh(fill);
+        let output = host.run("pg-rollback guard 1h -- touch /tmp/ran");
+        assert!(output.status == 1 && output.stderr.contains("could not save recovery point"), "{output}");
+        assert!(!host.file("/tmp/ran").exists() && over());
+        host.file("/var/lib/pg-recovery/full").remove();
+        assert!(host.run("pg-rollback guard 8s").success());
+        host.sh(fill);
+        lock_everybody_out(&host);
+        host.sh(&format!("systemctl reload {unit}"));
+        host.wait_until("everybody is locked out", SOON, || !host.try_psql("SELECT 1").success());
+        host.wait_until("it came back", SOON, || over() && host.try_psql("SELECT 1").success());
+        // There was no room for a point: what was replaced is beside.
+        let beside = host.sh(&format!("ls {}/pg_hba.conf.replaced-*", host.configuration_directory()));
+        assert!(host.file(&beside).read().contains("reject"));
+        host.file(&beside).remove();
+        assert_eq!(files(&host), before);
+    }
+
+    fn a_signal_at_any_moment_leaves_one_state_or_the_other_and_says_which(suite: Suite) {
+        let host = boot(suite);
+        let (before, folder) = (files(&host), host.configuration_directory());
+        // While a command is at work under guard.
+        let pid = host.run_as_unit("guarded", "root", &format!(
+            "exec pg-rollback guard 1h -- sh -c 'echo work_mem = 9MB > {folder}/conf.d/new.conf; exec sleep 1000'"
+        ));
+        host.wait_until("the command is at work", SOON, || conf(&host, "conf.d/new.conf").exists());
+        host.sh(&format!("kill -INT {pid}; sleep 0.2; kill -0 {pid}; kill -TERM {pid}"));
+        host.wait_until("it came back", SOON, || files(&host) == before && !host.is_alive(pid));
+        assert!(host.sh("journalctl -u guarded.service").contains("sleep was interrupted by SIGTERM")
+            || host.sh("journalctl -u guarded.service").contains("sh was interrupted by SIGTERM"));
+        host.wait_until("the guard is over", SOON, || host.state_of("pg-rollback-guard.service") == "inactive");
+        // While files are put back.
+        for (index, signal) in ["INT", "TERM", "HUP", "INT", "TERM", "HUP"].iter().enumerate() {
+            conf(&host, "pg_hba.conf").append("host all mallory all trust");
+            conf(&host, "conf.d/new.conf").write("work_mem = '9MB'\n");
+            let changed = files(&host);
+            let output = host.run(&format!(
+                "pg-rollback config 2>/tmp/said & sleep 0.0{}; kill -{signal} $!; wait $!", index * 15
+            ));
+            let (now, said) = (files(&host), host.file("/tmp/said").read());
+            assert!(now == before || now == changed, "{signal}: {output}{said}\n{now}");
+            assert_eq!(now == before, said.contains("What was there is in recovery point"), "{signal}: {said}");
+            assert_eq!(left_over(&host), "", "{signal}");
+            assert!(now == before || host.run("pg-rollback config").success());
+        }
+    }
+
     fn what_the_server_would_not_start_with_is_refused_and_nothing_is_changed(suite: Suite) {
         let host = boot(suite);
         let before = files(&host);
@@ -142,7 +410,7 @@ facts_on_both_suites! {
         let host = boot(suite);
         let before = files(&host);
         let ledger = host.ledger();
-        for step in 1..=5 {
+        for step in 1..=6 {
             host.psql("ALTER SYSTEM SET work_mem = '7MB'");
             conf(&host, "pg_hba.conf").append("host all mallory all trust");
             host.psql("SELECT pg_reload_conf()");
@@ -151,13 +419,14 @@ facts_on_both_suites! {
             let killed = host.run(&format!("PG_RECOVERY_KILL_BEFORE_STEP={step} pg-rollback config"));
             assert_eq!(killed.status, 137, "step {step}: {killed}");
             // Neither mixed for good nor for the next run to take for the last word.
-            if step == 3 {
+            if step == 4 {
                 assert!(files(&host) != before && files(&host) != changed);
             }
             let output = host.run("pg-rollback config");
             assert!(output.success(), "after step {step}: {output}");
             assert_eq!(files(&host), before, "after step {step}");
             assert_eq!(host.psql("SHOW work_mem"), "4MB", "after step {step}");
+            assert_eq!(left_over(&host), "", "after step {step}");
         }
         ledger.stop_and_check().assert_nothing_lost();
     }
@@ -335,9 +604,10 @@ facts_on_both_suites! {
         host.sh(&format!("cd {} && install -m 600 -o root -g root /etc/hostname pg_hba.conf", host.configuration_directory()));
         host.wait_until("the guard is over", SOON, || host.state_of("pg-rollback-guard.service") == "inactive");
         assert_eq!(key.read(), key_before);
-        let unreadable = host.sh(&format!("ls {}/pg_hba.conf.unreadable-*", host.configuration_directory()));
-        host.file(&unreadable).remove();
         assert_eq!(files(&host), before);
+        assert_eq!(left_over(&host), "");
+        let undone = points(&host, "before").remove(0);
+        assert!(host.sh(&format!("pg-rollback show {undone}")).contains("pg_hba.conf"), "what root has put there is kept");
         host.journal_of("pg-rollback").says("not proven");
         assert_eq!(host.psql("SELECT 1"), "1");
     }
@@ -346,7 +616,7 @@ facts_on_both_suites! {
         let host = boot(suite);
         host.psql("ALTER SYSTEM SET work_mem = '7MB'");
         conf(&host, "pg_hba.conf").append("host all mallory all trust");
-        let killed = host.run("PG_RECOVERY_KILL_BEFORE_STEP=4 pg-rollback config");
+        let killed = host.run("PG_RECOVERY_KILL_BEFORE_STEP=5 pg-rollback config");
         assert_eq!(killed.status, 137, "{killed}");
         conf(&host, "pg_hba.conf").append("# mended by hand");
         let output = host.run("pg-rollback guard 1h");

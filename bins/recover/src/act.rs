@@ -393,7 +393,10 @@ impl Actor<'_> {
         let read = |path: &PathBuf| point::read(cluster, std::slice::from_ref(path)).ok();
         let now: Vec<Copy> = restore.iter().chain(set_aside).filter_map(read).flatten().collect();
         let why = format!("recovery {} puts the last good configuration back", self.id);
-        if let Err(e) = point::save(cluster, "before", &why, &now) {
+        let sum = |path: &PathBuf| good.iter().find(|c| c.path == *path).map(|c| point::sha256(&c.bytes));
+        let put = restore.iter().filter_map(|path| Some((path.clone(), Some(sum(path)?))));
+        let made: Vec<_> = put.chain(set_aside.iter().map(|path| (path.clone(), None))).collect();
+        if let Err(e) = point::save_before(cluster, &why, &now, &made) {
             log::warn!(PG_CLUSTER = cluster.name(); "{}; going on, because each file is also kept beside the one that is put back", e.message);
         }
         let mut told = Vec::new();

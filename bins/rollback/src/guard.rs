@@ -3,9 +3,12 @@
 //! `/var/lib/pg-recovery/rollback/guard.json` says until when, and which recovery points come back;
 //! pg-rollback-guard.service waits for that moment, also after a reboot.
 
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use shared::clock::{self, Stamp};
 use shared::cluster::Cluster;
@@ -14,14 +17,16 @@ use shared::exit::{self, Code};
 use shared::lock::Lock;
 use shared::{Error, Result, point, terminals, unit};
 
-use crate::change::{self, Level};
-use crate::restore::{self, Task};
+use crate::change::{self, Goal, Level};
+use crate::restore::{self, Task, Uninterrupted};
 use crate::server::Server;
 use crate::{kept, rehearsal};
 
 const SERVICE: &str = "pg-rollback-guard.service";
 const FILE: &str = "guard.json";
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a command may take to end that is told to.
+const END: Duration = Duration::from_secs(10);
 /// Nobody who is still at it needs longer, and whoever is not has forgotten it.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
@@ -61,6 +66,15 @@ impl Guard {
     }
 }
 
+/// Whoever takes away what would bring it back must wait for its end.
+pub fn refuse_in_force() -> Result<()> {
+    match Guard::load()? {
+        None => Ok(()),
+        Some(_) => Err(Error::failed("a change is under guard, and nothing would bring it back any more")
+            .hint("Nothing was changed. pg-rollback confirm keeps what was changed under the guard.")),
+    }
+}
+
 /// One at a time begins, ends or is confirmed.
 fn lock() -> Result<Lock> {
     Lock::take("guard", PATIENCE)?.ok_or_else(|| {
@@ -84,20 +98,20 @@ pub fn begin(words: &[String], clusters: &[Cluster], config: &Config) -> Result<
     }
     let held = clusters.iter().map(|cluster| hold(cluster, config)).collect::<Result<_>>()?;
     let mut guard = Guard { since: Stamp::now(), seconds: duration.as_secs(), held };
-    let whole = restore::uninterrupted()?;
+    let whole = Uninterrupted::begin()?;
     kept::save(FILE, &guard)?;
     // Nothing is run before the way back is sure.
     if let Err(e) = start_service() {
         kept::remove(FILE)?;
         return Err(e);
     }
-    drop((whole, locked));
+    drop(locked);
     let confirm = format!("it comes back in {time} unless you type: pg-rollback confirm");
     if command.is_empty() {
         log::warn!("the configuration is under guard: {confirm}");
         return Ok(Code::Ok);
     }
-    let status = Command::new(&command[0]).args(&command[1..]).status();
+    let status = run(command, &whole);
     // A reload that the command asked for is on its way.
     std::thread::sleep(Duration::from_secs(1));
     let _locked = lock()?;
@@ -105,20 +119,52 @@ pub fn begin(words: &[String], clusters: &[Cluster], config: &Config) -> Result<
         _ if !Guard::load()?.is_some_and(|now| now.is(&guard)) => {
             Some(format!("{} took longer than {time}, and the guard is over", command[0]))
         }
-        Ok(status) if status.success() => health(&guard, clusters, config).err().map(|why| why.message),
-        Ok(status) => Some(format!("{} ended with {status}", command[0])),
+        Ok((Some(status), None)) if status.success() => health(&guard, clusters, config).err().map(|why| why.message),
+        Ok((Some(status), None)) => Some(format!("{} ended with {status}", command[0])),
+        Ok((Some(_), Some(signal))) => Some(format!("{} was interrupted by {signal}", command[0])),
+        Ok((None, signal)) => {
+            let signal = signal.map_or("a signal", Signal::as_str);
+            let what = format!("interrupted by {signal}, and {} goes on in spite of it; {confirm}", command[0]);
+            return Err(Error::failed(what));
+        }
         Err(e) => Some(format!("could not run {}: {e}", command[0])),
     };
     let Some(why) = failed else {
         // The time is for looking at what was done, not for doing it.
         guard.since = Stamp::now();
-        kept::save(FILE, &guard)?;
+        if let Err(why) = kept::save(FILE, &guard) {
+            log::warn!("{}; the time runs since before {}", why.message, command[0]);
+        }
         log::warn!("{} is done and the clusters are well; {confirm}", command[0]);
         return Ok(Code::Ok);
     };
     log::error!("{why}; coming back at once");
     come_back(&mut guard, clusters, config)?;
     Err(Error::failed(format!("the configuration is again as it was, because: {why}")))
+}
+
+/// The command to its end, and the signal that was to end this program meanwhile; no status: it goes on in spite of that.
+/// Ctrl-C reaches the command by itself, which may mean something else by it.
+fn run(words: &[String], whole: &Uninterrupted) -> std::io::Result<(Option<ExitStatus>, Option<Signal>)> {
+    let mut command = Command::new(&words[0]);
+    whole.release_in(command.args(&words[1..]));
+    let signals = SignalFd::with_flags(&restore::signals(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    let mut child = command.spawn()?;
+    let mut told: Option<(Signal, Instant)> = None;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok((Some(status), told.map(|(signal, _)| signal)));
+        }
+        if let Some((signal, _)) = told.filter(|(_, at)| at.elapsed() > END) {
+            return Ok((None, Some(signal)));
+        }
+        let signal = signals.read_signal()?.and_then(|info| Signal::try_from(info.ssi_signo as i32).ok());
+        if let Some(signal) = signal.filter(|signal| *signal != Signal::SIGINT) {
+            let _ = kill(Pid::from_raw(child.id() as i32), signal);
+            told = Some((signal, Instant::now()));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// A start that is only queued may be refused, or find a service that is about to end.
@@ -156,9 +202,10 @@ fn hold(cluster: &Cluster, config: &Config) -> Result<Held> {
             "Nothing was changed. Give the folder to the owner of the cluster, or leave the cluster out by --cluster.",
         ));
     }
-    let point = point::save(cluster, "guard", "a change is under guard", &now)?;
-    let sound = rehearsal::complaint(cluster, &now, &[]).is_ok_and(|complaint| complaint.is_none());
     let server = Server::find(cluster, config);
+    let with_roles: Vec<_> = now.iter().cloned().chain(server.as_ref().and_then(Server::roles)).collect();
+    let point = point::save(cluster, "guard", "a change is under guard", &with_roles)?;
+    let sound = rehearsal::complaint(cluster, &now, &[]).is_ok_and(|complaint| complaint.is_none());
     let let_in = server.as_ref().is_some_and(|server| server.prove().is_ok_and(|proof| proof.let_in));
     let sound = sound && server.as_ref().is_none_or(|server| server.accept_rules().is_ok());
     let postmaster = server.map_or(0, |server| server.postmaster.started);
@@ -252,8 +299,11 @@ fn come_back(guard: &mut Guard, clusters: &[Cluster], config: &Config) -> Result
         match one_back(&held, clusters, config) {
             Ok(()) => {
                 guard.held.retain(|other| other.cluster != held.cluster);
-                if !guard.held.is_empty() {
-                    kept::save(FILE, guard)?;
+                // Of no more use than to spare a second try this cluster.
+                if !guard.held.is_empty()
+                    && let Err(why) = kept::save(FILE, guard)
+                {
+                    log::warn!("{}", why.message);
                 }
             }
             Err(error) => codes.push(exit::report(&error)),
@@ -268,13 +318,13 @@ fn come_back(guard: &mut Guard, clusters: &[Cluster], config: &Config) -> Result
 
 fn one_back(held: &Held, clusters: &[Cluster], config: &Config) -> Result<()> {
     let cluster = &held.find(clusters)?.again();
-    let (_, goal) = point::find(&held.point)?;
+    let goal = Goal::find(&held.point)?;
     let server = Server::find(cluster, config);
     // What was restarted under the guard may need that again; what was not does not.
     let is_another = |server: &Server| server.postmaster.started != held.postmaster;
     let may_restart = held.postmaster != 0 && server.as_ref().is_some_and(is_another);
     let why = format!("back to {}, under guard", held.point);
-    let task = Task { goal: &goal, level: Level::All, only: &[], may_restart, why, keep: true };
+    let task = Task { goal: &goal, level: Level::All, only: &[], may_restart, must_prove: false, why, keep: true };
     restore::back(cluster, config, &task)?;
     if held.postmaster != 0 && server.is_none() {
         // It ran, and does not; pg-recover knows whether it may be started, and proves it.

@@ -1,12 +1,15 @@
-//! rollback: a way back from every change of a cluster's configuration.
+//! rollback: a way back from every change of a cluster's configuration, and from this package.
 
 mod change;
+mod full;
 mod guard;
 mod kept;
+mod monitoring;
 mod points;
 mod rehearsal;
 mod restore;
 mod server;
+mod units;
 
 use std::process::ExitCode;
 
@@ -29,23 +32,26 @@ fn run() -> Result<Code> {
         return Err(Error::with(Code::NoPerm, "recovery points are for root alone").hint("Run it with sudo."));
     }
     let config = match args.load_config() {
-        // A guard comes back whatever has become of the configuration.
-        Err(error) if args.has("watch") => {
+        // A guard comes back, and our units go, whatever has become of the configuration.
+        Err(error) if args.has("watch") || args.words.first().is_some_and(|word| word == "monitoring") => {
             exit::report(&error);
             Config::default()
         }
         config => config?,
     };
     let clusters = Cluster::select(&config, &args.clusters)?;
-    if args.has("plan") && args.words.first().is_none_or(|word| word != "config" && word != "security") {
-        return Err(Error::usage("--plan is for config and security").hint("Try --help."));
+    let levels = ["config", "security", "monitoring", "full"];
+    if args.has("plan") && !args.words.first().is_some_and(|word| levels.contains(&word.as_str())) {
+        return Err(Error::usage(format!("--plan is for {}", levels.join(", "))).hint("Try --help."));
     }
     let (word, rest) = args.words.split_first().map_or(("", &[][..]), |(word, rest)| (word.as_str(), rest));
     match word {
         "list" => points::list(rest, &args),
-        "show" => points::show(rest, &clusters, &args),
-        "point" => points::make(&rest.join(" "), &clusters),
+        "show" => points::show(rest, &clusters, &config, &args),
+        "point" => points::make(&rest.join(" "), &clusters, &config),
         "config" | "security" => restore::run(word, rest, &clusters, &config, &args),
+        "monitoring" => monitoring::run(rest, &args),
+        "full" => full::run(rest, &clusters, &config, &args),
         "guard" if args.has("watch") => guard::watch(&clusters, &config),
         "guard" => guard::begin(rest, &clusters, &config),
         "confirm" => guard::confirm(&clusters, &config),

@@ -1,5 +1,7 @@
 //! The running server: what it makes of its files, and the proof that it serves.
 
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -7,15 +9,18 @@ use shared::client::{Refusal, Session, Target, runtime};
 use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::pidfile::LockFile;
+use shared::point::{Copy, Part};
 use shared::process::{self, Identity, Pidfd, Process};
 use shared::verify::{Proof, Unproven, verify};
-use shared::{Error, Result, evidence, prestart, server_log, unit};
+use shared::{Error, Result, command, evidence, prestart, server_log, unit};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A reload takes milliseconds; a busy server may be slow to start a session that shows it.
 const RELOAD: Duration = Duration::from_secs(15);
 /// The same when no session of ours shows it.
 const UNSEEN: Duration = Duration::from_secs(2);
+
+const ROLES: Duration = Duration::from_secs(10);
 
 /// The postmaster of a cluster that runs.
 pub struct Server<'a> {
@@ -117,6 +122,35 @@ impl<'a> Server<'a> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Roles and their settings, without passwords; `None`: it cannot be asked, which is no reason to do without a point.
+    pub fn roles(&self) -> Option<Copy> {
+        self.loaded.as_ref()?;
+        let (directory, port) = match self.cluster.lock_file().0 {
+            LockFile::Present(file) => self.cluster.socket(Some(&file)),
+            _ => return None,
+        };
+        let owner = &self.cluster.owner;
+        let mut command = Command::new(self.cluster.bin_directory.join("pg_dumpall"));
+        command.args(["--roles-only", "--no-role-passwords", "--no-password"]).arg("--host").arg(directory);
+        command.args([
+            "--port",
+            &port.to_string(),
+            "--username",
+            &owner.name,
+            "--database",
+            &self.config.health.database,
+        ]);
+        command.env_clear().env("LC_ALL", "C").current_dir("/");
+        if nix::unistd::Uid::effective().is_root() {
+            command.uid(owner.uid.as_raw()).gid(owner.gid.as_raw());
+        }
+        let asked = command::run(&mut command, ROLES).ok().filter(|asked| asked.status.success())?;
+        // The key words of psql are others each time.
+        let is_sql = |line: &&str| !line.is_empty() && !line.starts_with("--") && !line.starts_with('\\');
+        let sql: String = asked.stdout.lines().filter(is_sql).flat_map(|line| [line, "\n"]).collect();
+        Some(Copy { path: "roles.sql".into(), mode: 0o600, bytes: sql.into(), part: Part::Roles, ..Copy::default() })
     }
 
     /// Stops and starts it through its unit.
