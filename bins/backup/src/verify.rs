@@ -9,18 +9,21 @@ use std::path::{Component, Path, PathBuf};
 use sha2::{Digest, Sha256};
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
+use shared::config::Config;
 use shared::control::Lsn;
 use shared::exit::Code;
 use shared::{Result, wal};
 
 use crate::manifest::{Manifest, hex};
+use crate::pgbackrest;
 use crate::store::{self, Base, PARTIAL, Store, Verdict};
 
 const WAL_TAR: &str = "pg_wal.tar";
 
-pub fn all(clusters: &[Cluster], id: Option<&str>) -> Result<Code> {
+pub fn all(clusters: &[Cluster], config: &Config, id: Option<&str>) -> Result<Code> {
     crate::each(clusters, |cluster| {
         let store = Store::open(cluster)?;
+        pgbackrest::refresh(cluster, &store, config);
         let _reading = store.reading()?;
         let bases = match id {
             Some(_) => vec![store.base(id)?],
@@ -55,6 +58,9 @@ pub fn one(store: &Store, base: &mut Base) -> Result<Code> {
 
 /// Whether all that a restore reads is there and whole.
 pub fn check(store: &Store, base: &Base) -> Result<(), String> {
+    if let Some(set) = &base.info.pgbackrest {
+        return pgbackrest::verify(&base.info, set);
+    }
     read(&base.path, None).and_then(|_| wal(store, base))
 }
 
