@@ -243,13 +243,17 @@ impl Drill<'_> {
         let data = self.scratch.join("data");
         let began = Instant::now();
         restore::put(self.store, base, &Point::Latest, &data).map_err(|why| match verify::check(self.store, base) {
+            Ok(Err(_)) => Stop::Bad(why.message),
             // It can be read, but not be written there.
-            Ok(()) => Stop::Interrupted(why),
-            Err(_) => Stop::Bad(why.message),
+            _ => Stop::Interrupted(why),
         })?;
         let mut server = self.start(base, &data).map_err(Stop::Interrupted)?;
         let outcome = self.examine(&mut server, began, &expected);
         child::stop(&mut server, Signal::SIGINT);
+        // To the server, WAL that cannot be fetched is the end of WAL.
+        if let (Err(Stop::Bad(_)), Some(set)) = (&outcome, &base.info.pgbackrest) {
+            pgbackrest::must_answer(set).map_err(Stop::Interrupted)?;
+        }
         outcome
     }
 

@@ -8,7 +8,7 @@
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -27,8 +27,6 @@ use crate::store::{Base, Info, PARTIAL, Store, Verdict, parse_segment, remove_tr
 
 const PROGRAM: &str = "pgbackrest";
 const PATIENCE: Duration = Duration::from_secs(10);
-/// However large a repository is.
-const DAY: Duration = Duration::from_secs(24 * 3600);
 /// So many backups in a row may build upon an older one; then comes a full one. One is made each night.
 const INCREMENTAL: usize = 6;
 /// What it says when another of its processes holds its lock (its manual, "Exit codes" of src/build/error/error.yaml).
@@ -44,9 +42,24 @@ pub struct Stanza {
     backup: Vec<Backup>,
     #[serde(default)]
     db: Vec<Database>,
+    #[serde(default)]
+    repo: Vec<Place>,
     /// Bytes of a WAL segment; not told, but known of the cluster.
     #[serde(skip)]
     segment_size: u64,
+}
+
+/// A repository. One that does not answer looks as if it had nothing.
+#[derive(Debug, Deserialize)]
+struct Place {
+    key: u32,
+    status: State,
+}
+
+#[derive(Debug, Deserialize)]
+struct State {
+    code: u32,
+    message: String,
 }
 
 /// The present and earlier clusters of a stanza: it goes on through pg_upgrade.
@@ -125,6 +138,18 @@ fn of_set(set: &Set) -> Command {
     command
 }
 
+impl Place {
+    /// Anything but `ok` and `no valid backups`: its path is not there, or it could not be read (src/command/info/info.c).
+    fn is_unreadable(&self) -> bool {
+        !matches!(self.status.code, 0 | 2)
+    }
+
+    fn error(&self) -> Error {
+        Error::failed(format!("could not read repository {} of pgBackRest: {}", self.key, self.status.message))
+            .hint("What it has, and why not: pgbackrest info")
+    }
+}
+
 impl Stanza {
     /// The stanza that has this cluster in it, by its system identifier; of a cluster whose data directory is gone, the one
     /// that had it last.
@@ -132,14 +157,21 @@ impl Stanza {
         let known = store.bases().pop().map(|base| base.info);
         let control = Control::read(&cluster.data_directory).ok().map(|(control, _)| control);
         let system = control.as_ref().map(|control| control.system_identifier).or(known.as_ref().map(|i| i.system));
-        let segment_size = control.map(|control| u64::from(control.wal_segment_size)).or(known.map(|i| i.segment_size));
-        let mut stanzas = Self::ask()?;
+        let segment_size =
+            control.map(|control| u64::from(control.wal_segment_size)).or(known.as_ref().map(|i| i.segment_size));
+        let last = known.as_ref().and_then(|info| info.pgbackrest.clone());
+        let mut stanzas = Self::ask(None)?;
         let found = match system {
             Some(system) => stanzas.iter().position(|one| one.db.iter().any(|db| db.system_id == system)),
             None if stanzas.len() == 1 => Some(0),
             None => None,
         };
         let mut found = found.map(|at| stanzas.swap_remove(at)).ok_or_else(|| {
+            stanzas.extend(last.and_then(|set| Self::ask(Some(&set.stanza)).ok()).into_iter().flatten());
+            let mut places = stanzas.iter().flat_map(|stanza| &stanza.repo);
+            if let Some(place) = places.find(|place| place.is_unreadable()) {
+                return place.error();
+            }
             Error::config(format!("cannot tell which stanza of pgBackRest has cluster {}", cluster.name())).hint(
                 "Make one: pgbackrest --stanza=NAME stanza-create; or remove backup.engine from the configuration.",
             )
@@ -148,14 +180,15 @@ impl Stanza {
         Ok(found)
     }
 
-    fn ask() -> Result<Vec<Stanza>> {
+    /// All that it has, or what it has of one stanza: only then it tells of a repository that is not there.
+    fn ask(name: Option<&str>) -> Result<Vec<Stanza>> {
         let failed = |why: String| {
             Error::failed(format!("could not ask pgBackRest what it has: {why}"))
                 .hint("It must be installed and configured for the user postgres: pgbackrest info")
         };
-        let mut command = program(None);
+        let mut command = program(name);
         command.args(["--output=json", "--log-level-console=off", "info"]);
-        let text = output(command).map_err(failed)?;
+        let text = output(command).map_err(|why| failed(why.message))?;
         serde_json::from_str(&text).map_err(|e| failed(format!("an unexpected answer: {e}")))
     }
 
@@ -201,6 +234,14 @@ impl Stanza {
         self.backup.iter().filter_map(of).collect()
     }
 
+    /// An error when a repository does not answer.
+    fn must_answer(&self, repo: u32) -> Result<()> {
+        match self.repo.iter().find(|place| place.key == repo && place.is_unreadable()) {
+            Some(place) => Err(place.error()),
+            None => Ok(()),
+        }
+    }
+
     /// Where the WAL of a backup is.
     fn archives<'a>(&'a self, info: &'a Info, set: &'a Set) -> impl Iterator<Item = &'a Archive> {
         self.archive.iter().filter(|archive| {
@@ -229,7 +270,8 @@ pub fn look(cluster: &Cluster, store: &Store) -> Result<Stanza> {
     let ours = store.bases();
     let is_same = |base: &Base, info: &Info| base.info.pgbackrest == info.pgbackrest;
     for base in ours.iter().filter(|base| base.info.pgbackrest.is_some()) {
-        if !known.iter().any(|(_, info)| is_same(base, info)) {
+        let answers = base.info.pgbackrest.as_ref().is_some_and(|set| stanza.must_answer(set.repo).is_ok());
+        if answers && !known.iter().any(|(_, info)| is_same(base, info)) {
             log::info!(PG_CLUSTER = store.cluster; "pgBackRest has removed backup {} of cluster {}", base.id, store.cluster);
             remove_tree(&base.path)?;
         }
@@ -295,37 +337,54 @@ pub fn can_verify_one() -> bool {
     out.is_ok_and(|out| out.stdout.lines().any(|line| line.trim_start().starts_with("--set ")))
 }
 
+/// The stanza of a backup, as long as its repository answers: what cannot be reached is not known to be bad.
+fn stanza_of(set: &Set) -> Result<Option<Stanza>> {
+    let stanza = Stanza::ask(Some(&set.stanza))?.into_iter().find(|stanza| stanza.name == set.stanza);
+    stanza.iter().try_for_each(|stanza| stanza.must_answer(set.repo))?;
+    Ok(stanza)
+}
+
+/// An error when the repository of a backup does not answer.
+pub fn must_answer(set: &Set) -> Result<()> {
+    stanza_of(set).map(drop)
+}
+
 /// Reads a backup again with the WAL that it needs, or the whole repository, and looks whether segments are missing.
-pub fn verify(info: &Info, set: &Set) -> Result<(), String> {
+pub fn verify(info: &Info, set: &Set) -> Result<Result<(), String>> {
+    let Some(stanza) = stanza_of(set)? else {
+        return Ok(Err(format!("pgBackRest has no stanza {} any more", set.stanza)));
+    };
     let mut command = of_set(set);
     if can_verify_one() {
         command.arg(format!("--set={}", set.label));
     }
     // Without --verbose it says nothing of what is whole, and its exit status is 0 whatever it finds.
     command.args(["--output=text", "--verbose", "--log-level-console=off", "verify"]);
-    judge(&output(command)?, &set.label)?;
-    let stanzas = Stanza::ask().map_err(|why| why.message)?;
-    let stanza = stanzas.into_iter().find(|stanza| stanza.name == set.stanza);
-    let stanza = stanza.ok_or_else(|| format!("pgBackRest has no stanza {} any more", set.stanza))?;
+    if let Err(flaw) = judge(&output(command)?, &set.label) {
+        return Ok(Err(flaw));
+    }
     let mut segments = Vec::new();
     for archive in stanza.archives(info, set) {
         let mut command = of_set(set);
         command.args(["--recurse", "repo-ls", &format!("archive/{}/{}", set.stanza, archive.id)]);
         segments.extend(output(command)?.lines().filter_map(|path| archived(path, info)));
     }
-    match gap(segments, info) {
-        Some(number) => Err(format!(
-            "WAL segment {} is missing in the archive: nothing after it can be restored from this backup",
-            wal::segment_name(info.timeline, number, info.segment_size)
-        )),
-        None => Ok(()),
-    }
+    let missing = gap(segments, info).map(|number| {
+        let name = wal::segment_name(info.timeline, number, info.segment_size);
+        format!("WAL segment {name} is missing in the archive: nothing after it can be restored from this backup")
+    });
+    Ok(missing.map_or(Ok(()), Err))
 }
 
-fn output(mut command: Command) -> Result<String, String> {
-    let out = command::run(&mut command, DAY).map_err(|e| format!("{PROGRAM} failed: {e}"))?;
-    let why = || format!("{PROGRAM} failed ({}): {}", out.status, out.stderr.trim());
-    if out.status.success() { Ok(out.stdout) } else { Err(why()) }
+/// All that it prints, which may be a name for each WAL segment of a large archive. It has timeouts of its own.
+fn output(mut command: Command) -> Result<String> {
+    let out =
+        command.stdin(Stdio::null()).output().map_err(|e| Error::failed(format!("could not start {PROGRAM}: {e}")))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if out.status.success() {
+        return Ok(text(&out.stdout));
+    }
+    Err(Error::failed(format!("{PROGRAM} failed ({}): {}", out.status, text(&out.stderr).trim())))
 }
 
 /// Number of a segment of the timeline of this backup.
@@ -417,7 +476,7 @@ pub fn expire(cluster: &Cluster, store: &Store, plan: bool) -> Result<()> {
     let mut command = program(Some(&stanza.name));
     command.args(plan.then_some("--dry-run")).args(["--log-level-console=info", "expire"]);
     command.arg("--log-timestamp=n").arg("--log-level-stderr=off");
-    for line in output(command).map_err(Error::failed)?.lines().map(str::trim) {
+    for line in output(command)?.lines().map(str::trim) {
         log::info!(PG_CLUSTER = store.cluster; "pgbackrest: {line}");
     }
     look(cluster, store)?;
@@ -461,6 +520,17 @@ mod tests {
         let (_, next) = &known[1];
         assert!(!next.is_good(), "a page had a wrong checksum");
         assert_eq!(next.pgbackrest.as_ref().unwrap().label, "20261126-054818F_20261126-054822I");
+    }
+
+    #[test]
+    fn a_repository_that_does_not_answer_is_not_an_empty_one() {
+        // As 2.45 tells it of object storage without a network.
+        let text = r#"[{"archive":[],"backup":[],"cipher":"none","db":[],"name":"main","repo":[{"cipher":"none","key":1,
+            "status":{"code":99,"message":"[HostConnectError] unable to get address"}}],
+            "status":{"code":99,"lock":{"backup":{"held":false}},"message":"other"}}]"#;
+        let stanza = serde_json::from_str::<Vec<Stanza>>(text).unwrap().remove(0);
+        assert!(stanza.must_answer(1).unwrap_err().message.contains("HostConnectError"));
+        assert!(stanza.must_answer(2).is_ok() && super::tests::stanza().must_answer(1).is_ok());
     }
 
     #[test]

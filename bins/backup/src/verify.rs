@@ -46,7 +46,7 @@ pub fn all(clusters: &[Cluster], config: &Config, id: Option<&str>) -> Result<Co
 
 /// Verifies one and keeps the verdict.
 pub fn one(store: &Store, base: &mut Base) -> Result<Code> {
-    let error = check(store, base).err();
+    let error = check(store, base)?.err();
     if let Some(why) = &error {
         log::error!(PG_CLUSTER = store.cluster; "backup {} of cluster {} is not good: {why}", base.id, store.cluster);
     }
@@ -56,12 +56,12 @@ pub fn one(store: &Store, base: &mut Base) -> Result<Code> {
     Ok(code)
 }
 
-/// Whether all that a restore reads is there and whole.
-pub fn check(store: &Store, base: &Base) -> Result<(), String> {
+/// Whether all that a restore reads is there and whole; an error when that cannot be found out.
+pub fn check(store: &Store, base: &Base) -> Result<Result<(), String>> {
     if let Some(set) = &base.info.pgbackrest {
         return pgbackrest::verify(&base.info, set);
     }
-    read(&base.path, None).and_then(|_| wal(store, base))
+    Ok(read(&base.path, None).and_then(|_| wal(store, base)))
 }
 
 /// Where a restore puts what it reads.
