@@ -36,6 +36,19 @@ pub struct Info {
     pub cluster_bytes: u64,
     pub verified: Option<Verdict>,
     pub drilled: Option<Verdict>,
+    /// Where the copy is when pgBackRest has made it: there is nothing but `backup.json` here then.
+    pub pgbackrest: Option<Set>,
+}
+
+/// A backup in a repository of pgBackRest.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Set {
+    pub stanza: String,
+    /// Number of the repository, from 1 on.
+    pub repo: u32,
+    /// Such as `20261125-020000F_20261126-020000I`.
+    pub label: String,
 }
 
 /// The outcome of a verification or a drill.
@@ -50,10 +63,11 @@ pub struct Verdict {
 }
 
 impl Info {
-    /// Read again and found whole.
+    /// Read again and found whole. Older versions of pgBackRest can only read a whole repository again, so its word counts
+    /// that it has copied everything.
     pub fn is_good(&self) -> bool {
         let sound = |verdict: &Option<Verdict>| verdict.as_ref().map(|v| v.error.is_none());
-        sound(&self.verified) == Some(true) && sound(&self.drilled) != Some(false)
+        sound(&self.verified).unwrap_or(self.pgbackrest.is_some()) && sound(&self.drilled) != Some(false)
     }
 
     /// As the reader of WAL needs it.

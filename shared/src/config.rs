@@ -318,6 +318,9 @@ impl Default for Recover {
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Backup {
+    pub engine: Engine,
+    /// A commit may wait until the stream has it on disk, see bins/backup/src/synchronous.rs.
+    pub synchronous_stream: bool,
     /// A base backup goes when so many newer ones are there and it is older than `keep_for`.
     pub keep: u32,
     #[serde(deserialize_with = "duration")]
@@ -338,6 +341,17 @@ pub struct Backup {
     pub drill_queries: Vec<DrillQuery>,
 }
 
+/// Who copies.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// pg_basebackup and pg_receivewal.
+    #[default]
+    Builtin,
+    /// pgBackRest, with a stanza that a person has made; WAL comes to it by `archive_command`.
+    Pgbackrest,
+}
+
 /// One statement that returns one row with one column, which is true.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
@@ -350,6 +364,8 @@ pub struct DrillQuery {
 impl Default for Backup {
     fn default() -> Self {
         Backup {
+            engine: Engine::Builtin,
+            synchronous_stream: false,
             keep: 7,
             keep_for: Duration::from_secs(7 * 86_400),
             budget: 0,
@@ -688,6 +704,10 @@ impl Config {
         if b.drill_queries.iter().any(|one| one.query.trim().is_empty()) {
             return refuse("backup.drill_queries", "a query is empty".into());
         }
+        if b.synchronous_stream && b.engine == Engine::Pgbackrest {
+            let keys = ["backup.synchronous_stream", "backup.engine"];
+            return Err((keys.map(String::from).to_vec(), "there is no stream with the engine pgbackrest".into()));
+        }
         // pg_basebackup(1), --max-rate.
         if b.max_rate != 0 && !(32 << 10..=1 << 30).contains(&b.max_rate) {
             return refuse("backup.max_rate", "must be between 32kB and 1GB, or 0B".into());
@@ -919,6 +939,10 @@ mod tests {
             ("[health]\nforecast_warn = \"30min\"", "line 2, key health.forecast_warn"),
             ("[health]\nbackup_warn = \"51h\"", "line 2, key health.backup_warn"),
             ("[health]\n\nstream_fail = \"10min\"", "line 3, key health.stream_warn"),
+            (
+                "[backup]\nengine = \"pgbackrest\"\nsynchronous_stream = true",
+                "line 3 and c, line 2, key backup.synchronous_stream",
+            ),
             ("[watchdog]\nheartbeat = \"0s\"", "line 2, key watchdog.heartbeat"),
             ("[watchdog]\nrestart_window = \"0s\"", "line 2, key watchdog.restart_window"),
             ("[watchdog.sessions]\nidle = \"0s\"", "line 2, key watchdog.sessions.idle"),

@@ -45,6 +45,24 @@ fn protected(suite: Suite) -> Host {
     host
 }
 
+/// A machine on which a person has made pgBackRest back up the main cluster, to a repository on the same machine.
+fn beside_pgbackrest(suite: Suite) -> Host {
+    let host = Host::boot_beside(suite, ",pgbackrest");
+    host.file("/etc/pgbackrest.conf").write(format!(
+        "[global]\nrepo1-path=/var/lib/pgbackrest\nrepo1-retention-full=2\n[main]\npg1-path={}\n",
+        host.data_directory()
+    ));
+    host.psql("ALTER SYSTEM SET archive_mode = on");
+    host.psql("ALTER SYSTEM SET archive_command = 'pgbackrest --stanza=main archive-push %p'");
+    host.sh(&format!("systemctl restart {}", host.unit()));
+    host.wait_until_accepting(SOON);
+    host.sh("runuser -u postgres -- pgbackrest --stanza=main stanza-create");
+    host.configure(&format!("{CALM}[backup]\nengine = \"pgbackrest\"\n"));
+    host.sh("systemctl unmask pg-backup.timer pg-wal-stream.service pg-restore-drill.timer");
+    host.sh("systemctl start pg-wal-stream.service");
+    host
+}
+
 /// Writes WAL that fills the rest of a segment; returns the path of what was received of it, and where in it it begins.
 #[track_caller]
 fn whole_segment(host: &Host) -> (String, usize) {
@@ -87,6 +105,46 @@ fn restore_until(host: &Host, unit: &str, call: &str) -> i32 {
     let group = format!("/sys/fs/cgroup/system.slice/{unit}.service/cgroup.procs");
     let find = format!("for pid in $(cat {group}); do grep -qx pg-backup /proc/$pid/comm && echo $pid; done; true");
     host.sh(&find).parse().expect("there is one")
+}
+
+/// A machine whose commits wait for the stream.
+fn synchronous(suite: Suite) -> Host {
+    let host = protected(suite);
+    host.configure(&format!("{CALM}[backup]\nsynchronous_stream = true\n"));
+    host.file(&format!("{}/conf.d/synchronous.conf", host.configuration_directory()))
+        .write("synchronous_standby_names = 'pg_recovery_stream'\n");
+    host.psql("SELECT pg_reload_conf()");
+    wait_until_commits_wait(&host);
+    host
+}
+
+#[track_caller]
+fn wait_until_commits_wait(host: &Host) {
+    let sql = "SELECT sync_state FROM pg_stat_replication WHERE application_name = 'pg_recovery_stream'";
+    host.wait_until("commits wait for the stream", TWO_MINUTES, || host.try_psql(sql).stdout.trim() == "sync");
+}
+
+/// Destroys the data directory under load and restores it as `restore` says; how old the acknowledged commits are that are
+/// missing then, in milliseconds before the last.
+#[track_caller]
+fn missing_after_the_disk_is_destroyed(host: &Host) -> Vec<u64> {
+    let ledger = host.ledger();
+    ledger.wait_for_commits(200);
+    host.sh(&format!("kill -9 {} && rm -rf {}", host.postmaster_pid(), host.data_directory()));
+    let book = ledger.book();
+    let said = host.sh(&format!("pg-backup restore --latest --to {}", host.data_directory()));
+    let (_, in_place) = said.split_once("To put it in the place").expect("it says how");
+    for command in in_place.lines().filter(|line| line.starts_with("  ")) {
+        host.sh(command);
+    }
+    host.wait_until("the restored cluster is a primary", SOON, || {
+        host.try_psql("SELECT pg_is_in_recovery()").stdout.trim() == "f"
+    });
+    let there: HashSet<u64> =
+        host.psql("SELECT id FROM ledger").lines().map(|id| id.parse().expect("a number")).collect();
+    let acked = || book.entries.iter().filter(|entry| entry.status == Status::Acked);
+    let last = acked().map(|entry| entry.at_ms).max().expect("there were commits");
+    acked().filter(|entry| !there.contains(&entry.id)).map(|entry| last - entry.at_ms).collect()
 }
 
 /// Drills, and returns its exit status and the verdict on the newest backup.
@@ -154,22 +212,7 @@ facts_on_both_suites! {
 
     fn a_destroyed_data_directory_is_restored_with_at_most_a_second_missing(suite: Suite) {
         let host = protected(suite);
-        let ledger = host.ledger();
-        ledger.wait_for_commits(200);
-        host.sh(&format!("kill -9 {} && rm -rf {}", host.postmaster_pid(), host.data_directory()));
-        let book = ledger.book();
-        let said = host.sh(&format!("pg-backup restore --latest --to {}", host.data_directory()));
-        let (_, in_place) = said.split_once("To put it in the place").expect("it says how");
-        for command in in_place.lines().filter(|line| line.starts_with("  ")) {
-            host.sh(command);
-        }
-        host.wait_until("the restored cluster is a primary", SOON, || {
-            host.try_psql("SELECT pg_is_in_recovery()").stdout.trim() == "f"
-        });
-        let there: HashSet<u64> = host.psql("SELECT id FROM ledger").lines().map(|id| id.parse().expect("a number")).collect();
-        let acked = || book.entries.iter().filter(|entry| entry.status == Status::Acked);
-        let last = acked().map(|entry| entry.at_ms).max().expect("there were commits");
-        let missing: Vec<u64> = acked().filter(|e| !there.contains(&e.id)).map(|e| last - e.at_ms).collect();
+        let missing = missing_after_the_disk_is_destroyed(&host);
         assert!(missing.iter().all(|age| *age <= 1000), "missing, by milliseconds before the last: {missing:?}");
         wait_for_stream(&host);
         // Not while a recovery is at work.
@@ -178,6 +221,40 @@ facts_on_both_suites! {
             let newest = backups(&host).pop().expect("there is one");
             newest["timeline"] == 2 && newest["good"] == true
         });
+    }
+
+    fn with_a_synchronous_stream_not_one_commit_is_lost_with_the_disk(suite: Suite) {
+        let host = synchronous(suite);
+        let missing = missing_after_the_disk_is_destroyed(&host);
+        assert!(missing.is_empty(), "missing, by milliseconds before the last: {missing:?}");
+        // The restored cluster has the same postgresql.conf, and waits for a stream that begins anew.
+        host.ledger().wait_for_commits_within(20, TWO_MINUTES);
+    }
+
+    fn a_synchronous_stream_that_does_not_confirm_lets_commits_go(suite: Suite) {
+        let host = synchronous(suite);
+        let ledger = host.ledger();
+        ledger.wait_for_commits(20);
+        host.sh("pkill --signal STOP --exact pg_receivewal");
+        host.wait_for_journal("pg-backup", "the stream has confirmed nothing for 10s", SOON);
+        ledger.wait_for_commits(20);
+        host.sh("pkill --signal CONT --exact pg_receivewal");
+        let tally = ledger.stop_and_check();
+        tally.assert_nothing_lost();
+        assert!(tally.longest_gap() < Duration::from_secs(40), "{:?}", tally.longest_gap());
+        // A new one has nothing to make good.
+        host.sh("systemctl stop pg-wal-stream.service");
+        assert_eq!(host.psql("SHOW synchronous_standby_names"), "", "whoever stops it holds up nobody");
+        host.psql("CREATE TABLE one ()");
+        host.sh("systemctl start pg-wal-stream.service");
+        wait_until_commits_wait(&host);
+        host.wait_for_journal("pg-backup", "wait for the stream again", SOON);
+        // However it ends, and whether or not it can begin again.
+        host.file("/etc/pg-recovery/config.toml").write("[backup]\nkeep = \"many\"\n");
+        host.sh("systemctl kill --signal=KILL pg-wal-stream.service");
+        host.wait_until("commits are let go", SOON, || host.psql("SHOW synchronous_standby_names").is_empty());
+        host.psql("CREATE TABLE two ()");
+        assert_eq!(host.sh("pgrep --exact --count pg_receivewal || true"), "0");
     }
 
     fn a_flipped_byte_of_a_backup_and_a_missing_segment_are_found(suite: Suite) {
@@ -484,6 +561,67 @@ facts_on_both_suites! {
         host.sh(&format!("chown postgres: {FOLDER}; chmod 700 {FOLDER}; cp -a {FOLDER}.moved/. {FOLDER}"));
         host.sh(&format!("fallocate --length $(($(df --output=avail -B1 {FOLDER} | tail -1) - 20000000)) {FOLDER}/full"));
         no_verdict("cannot restore backup");
+    }
+
+    fn with_pgbackrest_the_same_verbs_drive_it_and_a_drill_proves_what_it_has(suite: Suite) {
+        let host = beside_pgbackrest(suite);
+        host.sh("systemctl start pg-backup.service");
+        let first = backups(&host).pop().expect("there is one");
+        let label = first["pgbackrest"]["label"].as_str().expect("it is pgBackRest's").to_string();
+        assert!(first["good"] == true && host.sh("pgbackrest info").contains(&label), "{first}");
+        host.sh("systemctl start pg-backup.service");
+        assert_eq!(backups(&host).len(), 1, "it is not time for another one");
+        // There is no stream, and nothing is said of one.
+        host.wait_for_journal("pg-backup", "it is archived for pgBackRest", SOON);
+        assert_eq!(host.psql("SELECT count(*) FROM pg_replication_slots"), "0");
+        assert_eq!(check(&host, "wal_stream"), None);
+        assert_eq!(check(&host, "backup").expect("a check").0, "ok");
+        let ledger = host.ledger();
+        ledger.wait_for_commits(50);
+        let before = ledger.stop_and_check();
+        before.assert_nothing_lost();
+        let moment = host.psql("SELECT clock_timestamp()");
+        host.ledger().wait_for_commits(50);
+        // Whoever has a backup made: it is known here.
+        host.sh("runuser -u postgres -- pgbackrest --stanza=main --start-fast backup");
+        assert_eq!(backups(&host).len(), 2);
+        let (status, drilled) = drill(&host);
+        assert!(status == 0 && drilled["good"] == true && drilled["seconds"].as_f64() > Some(0.0), "{drilled}");
+        let said = host.sh(&format!("pg-backup restore --time '{moment}' --to /var/lib/postgresql/restored"));
+        let ask = start_restored(&host, &said);
+        assert_eq!(ask("SELECT count(*) FROM ledger"), before.acked.to_string());
+        host.sh("pg-backup verify");
+        let verify_fails = |says: &str| {
+            let output = host.run("pg-backup verify");
+            assert!(output.status == 1 && output.stderr.contains(says), "{output}");
+        };
+        let kept = |path: &str| host.sh(&format!("cp -a {path} /tmp/kept"));
+        let back = |path: &str| host.sh(&format!("cp -a /tmp/kept {path}"));
+        host.sh("for _ in 1 2; do runuser -u postgres -- pgbackrest --stanza=main check; done");
+        // A segment behind both; pgBackRest itself takes a missing one for none.
+        let segment = host.sh("find /var/lib/pgbackrest/archive -name '0*-*' | sort | tail -n 2 | head -n 1");
+        kept(&segment);
+        host.sh(&format!("rm {segment}"));
+        verify_fails("is missing in the archive");
+        let (status, drilled) = drill(&host);
+        let why = drilled["error"].as_str().unwrap_or_default();
+        assert!(status == 1 && why.contains("WAL could be replayed to"), "{drilled}");
+        back(&segment);
+        let file = host.sh("find /var/lib/pgbackrest/backup/main/*F/pg_data/base -size +50k -name '*.gz' | sort | head -n 1");
+        kept(&file);
+        flip(&host, &file, 1000);
+        verify_fails("is not good: pgbackrest verify says: backup: ");
+        let (status, drilled) = drill(&host);
+        assert!(status == 1 && drilled["good"] == false, "{drilled}");
+        back(&file);
+        host.sh("pg-backup verify");
+        assert_eq!(drill(&host).0, 0);
+        // What it keeps is its own affair.
+        host.sh("runuser -u postgres -- pgbackrest --stanza=main --type=full --start-fast backup; pg-backup expire --plan");
+        assert_eq!(backups(&host).len(), 3);
+        host.sh("sed -i s/retention-full=2/retention-full=1/ /etc/pgbackrest.conf; pg-backup expire");
+        let left = backups(&host);
+        assert!(left.len() == 1 && left[0]["pgbackrest"]["label"] != label.as_str(), "{left:?}");
     }
 
     fn a_backup_that_is_killed_or_runs_out_of_room_leaves_the_next_one_a_clean_place(suite: Suite) {

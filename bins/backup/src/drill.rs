@@ -22,7 +22,7 @@ use crate::manifest::Manifest;
 use crate::restore::{self, Point};
 use crate::server::{self, STREAM, Server};
 use crate::store::{Base, Store, Verdict, remove_tree};
-use crate::{child, now, verify};
+use crate::{child, now, pgbackrest, verify};
 
 const PORT: u16 = 5432;
 const LOOK: Duration = Duration::from_millis(200);
@@ -75,6 +75,7 @@ pub fn all(clusters: &[Cluster], config: &Config, id: Option<&str>) -> Result<Co
         };
         let scratch = store.path.join("drill");
         clear(cluster, &scratch)?;
+        pgbackrest::refresh(cluster, &store, config);
         if id.is_none() && store.bases().is_empty() {
             log::info!(PG_CLUSTER = store.cluster; "there is no backup of cluster {} yet, no drill", store.cluster);
             return Ok(Code::Ok);
@@ -83,7 +84,10 @@ pub fn all(clusters: &[Cluster], config: &Config, id: Option<&str>) -> Result<Co
         let _reading = store.reading()?;
         let mut base = store.base(id)?;
         can_start(cluster, &base)?;
-        let size = Manifest::read(&base.path).map_or(base.info.cluster_bytes, |manifest| manifest.size());
+        let size = match &base.info.pgbackrest {
+            Some(_) => base.info.cluster_bytes,
+            None => Manifest::read(&base.path).map_or(base.info.cluster_bytes, |manifest| manifest.size()),
+        };
         let room = store.room(config.backup.leave_free)?;
         // WAL that is replayed makes files larger, and writes WAL of its own.
         if room < size + size / 4 {
@@ -239,25 +243,30 @@ impl Drill<'_> {
         let data = self.scratch.join("data");
         let began = Instant::now();
         restore::put(self.store, base, &Point::Latest, &data).map_err(|why| match verify::check(self.store, base) {
+            Ok(Err(_)) => Stop::Bad(why.message),
             // It can be read, but not be written there.
-            Ok(()) => Stop::Interrupted(why),
-            Err(_) => Stop::Bad(why.message),
+            _ => Stop::Interrupted(why),
         })?;
-        let mut server = self.start(&data).map_err(Stop::Interrupted)?;
+        let mut server = self.start(base, &data).map_err(Stop::Interrupted)?;
         let outcome = self.examine(&mut server, began, &expected);
         child::stop(&mut server, Signal::SIGINT);
+        // To the server, WAL that cannot be fetched is the end of WAL.
+        if let (Err(Stop::Bad(_)), Some(set)) = (&outcome, &base.info.pgbackrest) {
+            pgbackrest::must_answer(set).map_err(Stop::Interrupted)?;
+        }
         outcome
     }
 
     /// What the cluster has committed by now, once all of it was received; with no server or no stream, what there is.
     fn expected(&self, base: &Base) -> Result<Expected> {
         let info = &base.info;
-        let wal = self.store.wal(info.system, info.timeline, info.segment_size);
-        let received = wal.complete_from(info.end.0 / info.segment_size) * info.segment_size;
-        let mut expected = Expected { lsn: Lsn(info.end.0.max(received)), beat: None };
-        // Where a segment is missing although WAL goes on behind it.
-        if wal.gap_from(info.end.0 / info.segment_size).is_some() {
-            expected.lsn.0 += 1;
+        let mut expected = Expected { lsn: info.end, beat: None };
+        if info.pgbackrest.is_none() {
+            let wal = self.store.wal(info.system, info.timeline, info.segment_size);
+            let first = info.end.0 / info.segment_size;
+            expected.lsn = expected.lsn.max(Lsn(wal.complete_from(first) * info.segment_size));
+            // Where a segment is missing although WAL goes on behind it.
+            expected.lsn.0 += u64::from(wal.gap_from(first).is_some());
         }
         let Ok(live) = Server::ask(self.cluster) else { return Ok(expected) };
         if (live.system, live.timeline) != (info.system, info.timeline) || now::cannot(&live).is_some() {
@@ -265,6 +274,17 @@ impl Drill<'_> {
         }
         let beat = self.beat(&self.target());
         let Ok(live) = Server::ask(self.cluster) else { return Ok(expected) };
+        if let Some(set) = &info.pgbackrest {
+            match pgbackrest::archive_now(set) {
+                Ok(()) => expected = Expected { lsn: live.lsn, beat },
+                Err(why) => {
+                    let name = self.cluster.name();
+                    log::warn!(PG_CLUSTER = name; "WAL of cluster {name} does not come into the archive, its end is not \
+                        compared: {}", why.message);
+                }
+            }
+            return Ok(expected);
+        }
         // Unknown until it has told for the first time, ten seconds after its start.
         let sql = format!(
             "SELECT coalesce(write_lsn >= '{}', false) FROM pg_stat_replication WHERE application_name = '{STREAM}'",
@@ -314,7 +334,7 @@ impl Drill<'_> {
         rows.first()?.first()?.as_ref()?.parse().ok()
     }
 
-    fn start(&self, data: &Path) -> Result<Child> {
+    fn start(&self, base: &Base, data: &Path) -> Result<Child> {
         let (hba, config) = (self.scratch.join("pg_hba.conf"), self.scratch.join("postgresql.conf"));
         fs::write(&hba, "local all all peer\n")?;
         fs::write(&config, "")?;
@@ -336,6 +356,9 @@ impl Drill<'_> {
         }
         for setting in SETTINGS {
             command.args(["-c", setting]);
+        }
+        if let Some(set) = &base.info.pgbackrest {
+            command.arg("-c").arg(format!("restore_command={}", pgbackrest::restore_command(set, data)));
         }
         let log = File::create(self.log())?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

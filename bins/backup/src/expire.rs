@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
-use shared::config::{Backup, Config};
+use shared::config::{Backup, Config, Engine};
 use shared::exit::Code;
 use shared::{Result, state};
 
+use crate::pgbackrest;
 use crate::store::{Base, PARTIAL, Store, remove_tree};
 
 /// One is made each night; a day more for one that failed.
@@ -21,6 +22,9 @@ pub fn all(clusters: &[Cluster], config: &Config, plan: bool) -> Result<Code> {
             log::warn!(PG_CLUSTER = store.cluster; "a backup of cluster {} is at work, nothing is removed now", store.cluster);
             return Ok(Code::TempFail);
         };
+        if config.backup.engine == Engine::Pgbackrest {
+            pgbackrest::expire(cluster, &store, plan)?;
+        }
         one(&store, config, 0, plan)
     })
 }
@@ -35,7 +39,8 @@ pub fn one(store: &Store, config: &Config, short: u64, plan: bool) -> Result<Cod
     let facts: Vec<Fact> = bases.iter().map(|base| fact(store, base)).collect();
     let surplus = surplus(&facts, &config.backup, short);
     let would = if plan { "would remove" } else { "removing" };
-    for base in bases.drain(..surplus) {
+    let is_ours = |base: &Base| base.info.pgbackrest.is_none();
+    for base in bases.drain(..surplus).filter(is_ours) {
         log::info!(PG_CLUSTER = store.cluster; "{would} backup {} of cluster {}", base.id, store.cluster);
         if !plan {
             // Half of a backup must not keep the name of a whole one.
@@ -45,6 +50,7 @@ pub fn one(store: &Store, config: &Config, short: u64, plan: bool) -> Result<Cod
             remove_tree(&partial)?;
         }
     }
+    bases.retain(is_ours);
     let removed = wal(store, &bases, plan)?;
     if removed > 0 {
         log::info!(PG_CLUSTER = store.cluster; "{would} {removed} WAL segments of cluster {}", store.cluster);
@@ -64,6 +70,10 @@ struct Fact {
 
 fn fact(store: &Store, base: &Base) -> Fact {
     let info = &base.info;
+    // What pgBackRest has made is newer or older than ours, and takes no room here.
+    if info.pgbackrest.is_some() {
+        return Fact { started: info.started.clone(), bytes: 0, wal: 0, good: info.is_good() };
+    }
     let wal = store.wal(info.system, info.timeline, info.segment_size);
     let (first, end) = (info.start.0 / info.segment_size, wal.last().map_or(0, |last| last + 1));
     let wal = end.saturating_sub(first) * info.segment_size;

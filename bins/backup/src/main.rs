@@ -5,11 +5,13 @@ mod drill;
 mod expire;
 mod manifest;
 mod now;
+mod pgbackrest;
 mod report;
 mod restore;
 mod server;
 mod store;
 mod stream;
+mod synchronous;
 mod verify;
 
 use std::process::ExitCode;
@@ -38,6 +40,10 @@ fn run() -> Result<Code> {
     if verb == "stream" {
         return stream::run(&args);
     }
+    if verb == "release" {
+        let config = args.load_config().unwrap_or_default();
+        return synchronous::release(&ours(&config, &args.clusters)?.0, "nobody receives");
+    }
     let config = args.load_config()?;
     let (clusters, others) = ours(&config, &args.clusters)?;
     for cluster in others {
@@ -45,10 +51,10 @@ fn run() -> Result<Code> {
     }
     match verb {
         "now" => now::all(&clusters, &config, args.has("due")),
-        "list" => report::list(&clusters, args.json),
-        "verify" => verify::all(&clusters, args.value("backup")),
+        "list" => report::list(&clusters, &config, args.json),
+        "verify" => verify::all(&clusters, &config, args.value("backup")),
         "drill" => drill::all(&clusters, &config, args.value("backup")),
-        "restore" => restore::run(&clusters, &args),
+        "restore" => restore::run(&clusters, &config, &args),
         "expire" => expire::all(&clusters, &config, args.has("plan")),
         word => Err(Error::usage(format!("unknown command \"{word}\"")).hint("Try --help.")),
     }

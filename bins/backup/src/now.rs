@@ -6,7 +6,7 @@ use std::time::Duration;
 use shared::backup::OLDEST;
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
-use shared::config::Config;
+use shared::config::{Config, Engine};
 use shared::exit::Code;
 use shared::lock::Lock;
 use shared::{Error, Result, state};
@@ -14,7 +14,7 @@ use shared::{Error, Result, state};
 use crate::manifest::Manifest;
 use crate::server::{self, Server};
 use crate::store::{self, Base, Info, PARTIAL, Store};
-use crate::{child, expire, verify};
+use crate::{child, expire, pgbackrest, verify};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -41,6 +41,10 @@ fn now(cluster: &Cluster, config: &Config, only_due: bool) -> Result<Code> {
         return busy("a recovery");
     }
     store.clear_leftovers()?;
+    let by_pgbackrest = config.backup.engine == Engine::Pgbackrest;
+    if by_pgbackrest {
+        pgbackrest::look(cluster, &store)?;
+    }
     let server = match Server::ask(cluster) {
         Err(why) if only_due => {
             log::info!(PG_CLUSTER = name; "{}, no backup now", why.message);
@@ -52,7 +56,9 @@ fn now(cluster: &Cluster, config: &Config, only_due: bool) -> Result<Code> {
         log::info!(PG_CLUSTER = name; "cluster {name} is not backed up: {why}");
         return Ok(Code::Ok);
     }
-    let bases: Vec<Info> = store.bases().into_iter().map(|base| base.info).collect();
+    let mut bases: Vec<Info> = store.bases().into_iter().map(|base| base.info).collect();
+    // The other engine has the WAL that goes on behind those it has made.
+    bases.retain(|info| info.pgbackrest.is_some() == by_pgbackrest);
     let newest = bases.last();
     // A spread checkpoint is gentler and takes minutes; only what comes every night can wait for it.
     let mut fast = true;
@@ -62,6 +68,9 @@ fn now(cluster: &Cluster, config: &Config, only_due: bool) -> Result<Code> {
         };
         fast = why != NIGHT;
         log::info!(PG_CLUSTER = name; "cluster {name} needs a base backup: {why}");
+    }
+    if by_pgbackrest {
+        return by_other(cluster, &store, fast);
     }
     let size = server::size(cluster)?;
     let estimate = estimate(size, newest);
@@ -92,6 +101,31 @@ fn now(cluster: &Cluster, config: &Config, only_due: bool) -> Result<Code> {
     Ok(found)
 }
 
+/// By pgBackRest, into its own repository, with its own bounds.
+fn by_other(cluster: &Cluster, store: &Store, fast: bool) -> Result<Code> {
+    let name = &store.cluster;
+    let mut base = pgbackrest::take(cluster, store, fast)?;
+    let label = base.info.pgbackrest.as_ref().map_or("", |set| &set.label).to_string();
+    let verified = match pgbackrest::can_verify_one() {
+        true => Some(verify::one(store, &mut base)?),
+        false => None,
+    };
+    let (id, seconds) = (&base.id, base.info.finished.since(&base.info.started).as_secs());
+    let text = format!(
+        "cluster {name} is backed up as {id} by pgBackRest ({label}): {} MB in {seconds} s",
+        base.info.bytes >> 20
+    );
+    match verified {
+        Some(Code::Ok) => log::info!(PG_CLUSTER = name; "{text}, verified"),
+        Some(_) => {}
+        None => {
+            log::info!(PG_CLUSTER = name; "{text}; it was not read again, for this version reads a whole repository only: \
+            pg-backup verify")
+        }
+    }
+    Ok(verified.unwrap_or(Code::Ok))
+}
+
 /// Why a server is not backed up from here at all.
 pub fn cannot(server: &Server) -> Option<String> {
     if server.is_standby {
@@ -116,7 +150,7 @@ fn due(bases: &[Info], store: &Store, server: &Server, now: &Stamp) -> Option<&'
         return Some("the last one is not good");
     }
     let wal = store.wal(newest.system, newest.timeline, newest.segment_size);
-    if newest.is_good() && wal.gap_from(newest.end.0 / newest.segment_size).is_some() {
+    if newest.pgbackrest.is_none() && newest.is_good() && wal.gap_from(newest.end.0 / newest.segment_size).is_some() {
         return Some("WAL behind the last one is missing");
     }
     is_time(&newest.started, now, two_oclock(now.wall)).then_some(NIGHT)

@@ -3,19 +3,30 @@
 use serde_json::json;
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
+use shared::config::Config;
 use shared::control::Lsn;
 use shared::exit::Code;
 use shared::{Result, log};
 
+use crate::pgbackrest;
 use crate::store::{Base, Store, Verdict};
 
 /// Reads names only: `verify` reads what is in the files.
-pub fn list(clusters: &[Cluster], as_json: bool) -> Result<Code> {
+pub fn list(clusters: &[Cluster], config: &Config, as_json: bool) -> Result<Code> {
     let mut text = String::new();
     let mut documents = Vec::new();
     for cluster in clusters {
         let store = Store::of(cluster)?;
-        let backups: Vec<(Base, Lsn, bool)> = store.bases().into_iter().map(|base| with_wal(&store, base)).collect();
+        let stanza = pgbackrest::refresh(cluster, &store, config);
+        let with_wal = |base: Base| match &base.info.pgbackrest {
+            Some(_) => {
+                let archived = stanza.as_ref().and_then(|stanza| stanza.archived_to(&base.info));
+                let end = archived.map_or(base.info.end, |end| end.max(base.info.end));
+                (base, end, false)
+            }
+            None => with_wal(&store, base),
+        };
+        let backups: Vec<(Base, Lsn, bool)> = store.bases().into_iter().map(with_wal).collect();
         if as_json {
             let backups: Vec<_> = backups.iter().map(|(base, end, gap)| document(base, *end, *gap)).collect();
             documents.push(json!({ "cluster": cluster.name(), "backups": backups }));
@@ -58,7 +69,7 @@ fn document(base: &Base, end: Lsn, gap: bool) -> serde_json::Value {
         "id": base.id, "started": info.started.rfc3339(), "finished": info.finished.rfc3339(), "bytes": info.bytes,
         "timeline": info.timeline, "start_lsn": info.start.to_string(), "end_lsn": info.end.to_string(),
         "wal_to": end.to_string(), "wal_gap": gap, "good": info.is_good(),
-        "verified": verdict(&info.verified), "drilled": verdict(&info.drilled),
+        "verified": verdict(&info.verified), "drilled": verdict(&info.drilled), "pgbackrest": info.pgbackrest,
     })
 }
 
@@ -73,14 +84,15 @@ fn line(base: &Base, end: Lsn, gap: bool, now: &Stamp) -> String {
         }
     };
     format!(
-        "  {}  {:>7} MB  WAL {} to {}{}  {}, {}\n",
+        "  {}  {:>7} MB  WAL {} to {}{}  {}, {}{}\n",
         base.id,
         info.bytes >> 20,
         info.start,
         end,
         if gap { " (then a gap)" } else { "" },
         verdict("verified", &info.verified),
-        verdict("drilled", &info.drilled)
+        verdict("drilled", &info.drilled),
+        info.pgbackrest.as_ref().map(|set| format!("  pgBackRest {}", set.label)).unwrap_or_default()
     )
 }
 

@@ -12,11 +12,13 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use shared::args::Args;
 use shared::cluster::{Cluster, parse_line};
+use shared::config::Config;
 use shared::control::Lsn;
 use shared::exit::Code;
 use shared::{Error, Result, command, log as journal, process};
 
 use crate::manifest::Manifest;
+use crate::pgbackrest;
 use crate::store::{self, Base, Store};
 use crate::verify::{self, Target};
 
@@ -86,13 +88,14 @@ impl std::fmt::Display for Point {
     }
 }
 
-pub fn run(clusters: &[Cluster], args: &Args) -> Result<Code> {
+pub fn run(clusters: &[Cluster], config: &Config, args: &Args) -> Result<Code> {
     let [cluster] = clusters else {
         return Err(Error::usage("one cluster is restored at a time").hint("Name it with --cluster."));
     };
     let to = args.value("to").ok_or_else(|| Error::usage("where to is missing").hint("Say --to DIR."))?;
     let point = Point::of(args)?;
     let store = Store::of(cluster)?;
+    pgbackrest::refresh(cluster, &store, config);
     let base = match args.value("backup") {
         Some(id) => store.base(Some(id))?,
         None => choose(store.bases(), &point).ok_or_else(|| {
@@ -106,7 +109,9 @@ pub fn run(clusters: &[Cluster], args: &Args) -> Result<Code> {
         log::warn!("backup {} was not found good: pg-backup verify --backup {}", base.id, base.id);
     }
     let wal = store.wal(base.info.system, base.info.timeline, base.info.segment_size);
-    if let Some(gap) = wal.gap_from(base.info.end.0 / base.info.segment_size) {
+    if base.info.pgbackrest.is_none()
+        && let Some(gap) = wal.gap_from(base.info.end.0 / base.info.segment_size)
+    {
         let name = shared::wal::segment_name(base.info.timeline, gap, base.info.segment_size);
         log::warn!("WAL segment {name} is missing: nothing after it can be restored from backup {}", base.id);
     }
@@ -186,7 +191,7 @@ impl Claim {
 }
 
 /// Restores; removes what it has written when it fails.
-pub fn put(store: &Store, base: &Base, point: &Point, data: &Path) -> Result<Manifest> {
+pub fn put(store: &Store, base: &Base, point: &Point, data: &Path) -> Result<()> {
     let claim = Claim::of(data).map_err(|why| {
         let text = format!("cannot restore cluster {} into {}: {why}", store.cluster, data.display());
         Error::failed(text).hint("The directory must be empty, and belong to postgres or lie in one that does.")
@@ -213,18 +218,24 @@ pub fn tablespaces(data: &Path) -> PathBuf {
     data.with_added_extension("tablespaces")
 }
 
-fn write(store: &Store, base: &Base, point: &Point, data: &Path, tablespaces: &Path) -> Result<Manifest> {
+fn write(store: &Store, base: &Base, point: &Point, data: &Path, tablespaces: &Path) -> Result<()> {
     let failed = |why: String| {
         let text =
             format!("could not restore backup {} of cluster {} into {}: {why}", base.id, store.cluster, data.display());
         Error::failed(text).hint("The directory must belong to postgres, or lie in one that does.")
     };
-    let size = Manifest::read(&base.path).map_err(failed)?.size();
+    let size = match &base.info.pgbackrest {
+        Some(_) => base.info.cluster_bytes,
+        None => Manifest::read(&base.path).map_err(failed)?.size(),
+    };
     let room = store::room(data, 0)?;
     if room < size {
         return Err(failed(format!("it needs {} MB, and {} MB are free there", size >> 20, room >> 20)));
     }
-    let manifest = verify::read(&base.path, Some(&Target { data, tablespaces })).map_err(failed)?;
+    if let Some(set) = &base.info.pgbackrest {
+        return pgbackrest::restore(set, point, data, tablespaces).map_err(|why| failed(why.message));
+    }
+    verify::read(&base.path, Some(&Target { data, tablespaces })).map_err(failed)?;
     let io = |e: std::io::Error| failed(e.to_string());
     // The server refuses one that others may look into.
     fs::set_permissions(data, fs::Permissions::from_mode(0o700)).map_err(io)?;
@@ -240,7 +251,7 @@ fn write(store: &Store, base: &Base, point: &Point, data: &Path, tablespaces: &P
     fs::write(&auto, text).map_err(io)?;
     fs::write(data.join("recovery.signal"), "").map_err(io)?;
     nix::unistd::syncfs(File::open(data).map_err(io)?.as_fd())?;
-    Ok(manifest)
+    Ok(())
 }
 
 /// `postgresql.auto.conf` with the recovery that is wanted, and without one that was wanted when this cluster was itself
@@ -290,7 +301,7 @@ fn report(cluster: &Cluster, base: &Base, point: &Point, data: &Path, plan: bool
     let config_file = if own { data.join("postgresql.conf") } else { cluster.config_directory.join("postgresql.conf") };
     text.push_str(&format!(
         "\nTo start it beside the other one, on another port:\n  runuser -u postgres -- {}/pg_ctl start -w -t 86400 -D {dir} -l {dir}/start.log \
-         -o \"-c config_file={} -c data_directory={dir} -c port={} -c external_pid_file= -c archive_mode=off \
+         -o \"-c config_file={} -c data_directory={dir} -c port={} -c external_pid_file= -c archive_mode=off -c synchronous_standby_names= \
          -c max_logical_replication_workers=0\"\n",
         cluster.bin_directory.display(),
         config_file.display(),

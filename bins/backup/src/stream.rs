@@ -22,12 +22,13 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use shared::args::Args;
 use shared::cluster::Cluster;
-use shared::config::Config;
+use shared::config::{Config, Engine};
 use shared::exit::Code;
 use shared::{Error, Result, unit};
 
 use crate::server::{self, SLOT, STREAM, Server};
 use crate::store::{self, Run, Store};
+use crate::synchronous::{self, Synchronous};
 use crate::{child, expire, now};
 
 /// How often new clusters are looked for, and how often each is looked at.
@@ -80,11 +81,13 @@ pub fn run(args: &Args) -> Result<Code> {
             break;
         }
     }
+    let ours = || Ok::<_, Error>(crate::ours(&args.load_config().unwrap_or_default(), &args.clusters)?.0);
+    synchronous::release(&ours()?, "it is stopped")?;
     stop.store(true, Ordering::Relaxed);
     for (_, (_, thread)) in streams {
         let _ = thread.join();
     }
-    release(&crate::ours(&args.load_config().unwrap_or_default(), &args.clusters)?.0)
+    release(&ours()?)
 }
 
 /// Drops our slots, because nobody receives any more: a slot that is left behind fills the server's disk. At a shutdown of
@@ -132,8 +135,15 @@ fn drop_slot(cluster: &Cluster) -> Result<()> {
 
 struct Receiver {
     child: Child,
-    with_slot: bool,
+    how: How,
     since: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct How {
+    with_slot: bool,
+    /// What is received is flushed and confirmed at once.
+    synchronous: bool,
 }
 
 /// The stream of one cluster.
@@ -143,6 +153,7 @@ struct Stream {
     /// How often in a row it ended soon after its start, and when it is worth another try.
     failures: u32,
     not_before: Instant,
+    synchronous: Synchronous,
     /// The last thing that was said; the same is not said every few seconds.
     said: String,
 }
@@ -155,26 +166,30 @@ enum Step {
     Stand(String),
     /// Drop the slot.
     GiveUp(String),
-    /// Receive, with the slot or without.
-    Receive { with_slot: bool },
+    Receive(How),
 }
 
 /// What is known of one cluster, for the decision.
 #[derive(Clone, Debug)]
 struct Facts<'a> {
     server: &'a Server,
+    engine: Engine,
+    /// Commits may wait for it.
+    synchronous: bool,
     slot_max: u64,
     /// Bytes beyond what is to stay free.
     room_for_server: u64,
     room_for_backups: u64,
-    /// With a slot or without.
-    receives: Option<bool>,
+    receives: Option<How>,
 }
 
 fn decide(facts: &Facts) -> Step {
     let server = facts.server;
     if let Some(why) = now::cannot(server) {
         return Step::Stand(why);
+    }
+    if facts.engine == Engine::Pgbackrest {
+        return Step::Stand("it is archived for pgBackRest (backup.engine)".into());
     }
     if server.slot.as_ref().is_some_and(|slot| slot.restart.is_none()) {
         return Step::GiveUp("the server keeps no WAL for it any more (max_slot_wal_keep_size)".into());
@@ -192,14 +207,16 @@ fn decide(facts: &Facts) -> Step {
         let why = "the volume of the backups is filling up (backup.leave_free)".to_string();
         return if server.slot.is_some() { Step::GiveUp(why) } else { Step::Stand(why) };
     }
-    let with_slot = !server.would_wait_for_us();
+    let synchronous = facts.synchronous;
+    let with_slot = !server.would_wait_for_us() || (synchronous && synchronous::is_ours(&server.standby_names));
+    let how = How { with_slot, synchronous };
     match facts.receives {
-        Some(has_slot) if has_slot == with_slot => Step::Go,
+        Some(present) if present == how => Step::Go,
         _ if !with_slot && server.slot.is_some() => {
             Step::GiveUp("synchronous_standby_names would have commits wait for us".into())
         }
         _ if facts.room_for_server == 0 => Step::Stand("the volume of pg_wal is filling up (backup.leave_free)".into()),
-        _ => Step::Receive { with_slot },
+        _ => Step::Receive(how),
     }
 }
 
@@ -213,7 +230,14 @@ fn goes_on(next: Option<u64>, server: &Server, is_there: impl FnOnce(u64) -> boo
 
 impl Stream {
     fn new(name: String) -> Stream {
-        Stream { name, receiver: None, failures: 0, not_before: Instant::now(), said: String::new() }
+        Stream {
+            name,
+            receiver: None,
+            failures: 0,
+            not_before: Instant::now(),
+            synchronous: Synchronous::default(),
+            said: String::new(),
+        }
     }
 
     fn tend(mut self, file: Option<&Path>, mut config: Config, stop: &AtomicBool, gone: &AtomicBool) {
@@ -250,11 +274,24 @@ impl Stream {
             expire::one(&store, config, MAKE_ROOM * server.segment_size, false)?;
             room_for_backups = store.room(leave_free)?;
         }
-        let receives = self.receiver.as_ref().map(|receiver| receiver.with_slot);
-        let slot_max = config.backup.slot_max;
-        match decide(&Facts { server: &server, slot_max, room_for_server, room_for_backups, receives }) {
+        let (engine, slot_max, synchronous) =
+            (config.backup.engine, config.backup.slot_max, config.backup.synchronous_stream);
+        if !server.is_standby {
+            self.synchronous.tend(cluster, synchronous)?;
+        }
+        let receives = self.receiver.as_ref().map(|receiver| receiver.how);
+        match decide(&Facts {
+            server: &server,
+            engine,
+            synchronous,
+            slot_max,
+            room_for_server,
+            room_for_backups,
+            receives,
+        }) {
             Step::Go => Ok(()),
             Step::Stand(why) => {
+                synchronous::release(clusters.as_slice(), &why)?;
                 self.end();
                 if server.slot.is_some() {
                     drop_slot(cluster)?;
@@ -263,6 +300,7 @@ impl Stream {
                 Ok(())
             }
             Step::GiveUp(why) => {
+                synchronous::release(clusters.as_slice(), &why)?;
                 self.end();
                 drop_slot(cluster)?;
                 let text = format!(
@@ -272,16 +310,16 @@ impl Stream {
                 self.say(log::Level::Warn, text);
                 Ok(())
             }
-            Step::Receive { .. } if Instant::now() < self.not_before => Ok(()),
-            Step::Receive { with_slot } => {
+            Step::Receive(_) if Instant::now() < self.not_before => Ok(()),
+            Step::Receive(how) => {
                 self.end();
-                self.receive(cluster, &store, server, with_slot)
+                self.receive(cluster, &store, server, how)
             }
         }
     }
 
-    fn receive(&mut self, cluster: &Cluster, store: &Store, mut server: Server, with_slot: bool) -> Result<()> {
-        if with_slot && server.slot.is_none() {
+    fn receive(&mut self, cluster: &Cluster, store: &Store, mut server: Server, how: How) -> Result<()> {
+        if how.with_slot && server.slot.is_none() {
             let sql = format!("SELECT pg_create_physical_replication_slot('{SLOT}', immediately_reserve => true)");
             server::query(cluster, &sql)?;
             server = Server::ask(cluster)?;
@@ -290,16 +328,19 @@ impl Stream {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&run.path)?;
         let mut command = child::client_of(cluster, "pg_receivewal");
         command.arg("--directory").arg(&run.path).arg("--no-loop").env("PGAPPNAME", STREAM);
-        if with_slot {
+        if how.with_slot {
             command.args(["--slot", SLOT]);
         }
+        command.args(how.synchronous.then_some("--synchronous"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let started = command.spawn().map_err(|e| Error::failed(format!("could not start pg_receivewal: {e}")))?;
-        self.receiver = Some(Receiver { child: started, with_slot, since: Instant::now() });
-        let how = if with_slot {
-            ""
-        } else {
-            ", without a slot, for synchronous_standby_names would have commits wait for it"
+        self.receiver = Some(Receiver { child: started, how, since: Instant::now() });
+        let how = match how {
+            How { with_slot: false, .. } => {
+                ", without a slot, for synchronous_standby_names would have commits wait for it"
+            }
+            How { synchronous: true, .. } => ", each flush at once (backup.synchronous_stream)",
+            _ => "",
         };
         self.say(
             log::Level::Info,
@@ -368,6 +409,9 @@ mod tests {
 
     const SEGMENT: u64 = 16 << 20;
 
+    const SLOTTED: How = How { with_slot: true, synchronous: false };
+    const PLAIN: How = How { with_slot: false, synchronous: false };
+
     fn server(kept: Option<u64>) -> Server {
         let lsn = Lsn(10 * SEGMENT + 5);
         let slot = kept.map(|kept| Slot { restart: Some(Lsn(lsn.0 - kept)), kept });
@@ -375,16 +419,26 @@ mod tests {
     }
 
     fn facts(server: &Server) -> Facts<'_> {
-        Facts { server, slot_max: 64 << 20, room_for_server: 1, room_for_backups: 1, receives: Some(true) }
+        Facts {
+            server,
+            engine: Engine::Builtin,
+            synchronous: false,
+            slot_max: 64 << 20,
+            room_for_server: 1,
+            room_for_backups: 1,
+            receives: Some(SLOTTED),
+        }
     }
 
     #[test]
     fn a_stream_that_keeps_up_is_left_alone_and_one_that_is_gone_is_made_anew() {
         let server = server(Some(SEGMENT));
         assert_eq!(decide(&facts(&server)), Step::Go);
-        assert_eq!(decide(&Facts { receives: None, ..facts(&server) }), Step::Receive { with_slot: true });
+        assert_eq!(decide(&Facts { receives: None, ..facts(&server) }), Step::Receive(SLOTTED));
         let standby = Server { is_standby: true, ..server.clone() };
         assert!(matches!(decide(&facts(&standby)), Step::Stand(_)));
+        let archived = Facts { engine: Engine::Pgbackrest, ..facts(&server) };
+        assert!(matches!(decide(&archived), Step::Stand(_)), "pgBackRest has it from archive_command");
     }
 
     #[test]
@@ -412,10 +466,16 @@ mod tests {
         let everybody = Server { standby_names: "ANY 1 (*)".into(), ..server(Some(SEGMENT)) };
         assert!(matches!(decide(&facts(&everybody)), Step::GiveUp(_)));
         let everybody = Server { slot: None, ..everybody };
-        assert_eq!(decide(&Facts { receives: None, ..facts(&everybody) }), Step::Receive { with_slot: false });
-        assert_eq!(decide(&Facts { receives: Some(false), ..facts(&everybody) }), Step::Go);
+        assert_eq!(decide(&Facts { receives: None, ..facts(&everybody) }), Step::Receive(PLAIN));
+        assert_eq!(decide(&Facts { receives: Some(PLAIN), ..facts(&everybody) }), Step::Go);
         let named = Server { standby_names: "db2".into(), ..server(Some(SEGMENT)) };
         assert_eq!(decide(&facts(&named)), Step::Go);
+        // Unless a person has said so, here and there.
+        let us = Server { standby_names: STREAM.into(), ..server(Some(SEGMENT)) };
+        assert!(matches!(decide(&facts(&us)), Step::GiveUp(_)));
+        let how = How { with_slot: true, synchronous: true };
+        assert_eq!(decide(&Facts { synchronous: true, ..facts(&us) }), Step::Receive(how));
+        assert_eq!(decide(&Facts { synchronous: true, receives: Some(how), ..facts(&us) }), Step::Go);
     }
 
     #[test]

@@ -9,18 +9,21 @@ use std::path::{Component, Path, PathBuf};
 use sha2::{Digest, Sha256};
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
+use shared::config::Config;
 use shared::control::Lsn;
 use shared::exit::Code;
 use shared::{Result, wal};
 
 use crate::manifest::{Manifest, hex};
+use crate::pgbackrest;
 use crate::store::{self, Base, PARTIAL, Store, Verdict};
 
 const WAL_TAR: &str = "pg_wal.tar";
 
-pub fn all(clusters: &[Cluster], id: Option<&str>) -> Result<Code> {
+pub fn all(clusters: &[Cluster], config: &Config, id: Option<&str>) -> Result<Code> {
     crate::each(clusters, |cluster| {
         let store = Store::open(cluster)?;
+        pgbackrest::refresh(cluster, &store, config);
         let _reading = store.reading()?;
         let bases = match id {
             Some(_) => vec![store.base(id)?],
@@ -43,7 +46,7 @@ pub fn all(clusters: &[Cluster], id: Option<&str>) -> Result<Code> {
 
 /// Verifies one and keeps the verdict.
 pub fn one(store: &Store, base: &mut Base) -> Result<Code> {
-    let error = check(store, base).err();
+    let error = check(store, base)?.err();
     if let Some(why) = &error {
         log::error!(PG_CLUSTER = store.cluster; "backup {} of cluster {} is not good: {why}", base.id, store.cluster);
     }
@@ -53,9 +56,12 @@ pub fn one(store: &Store, base: &mut Base) -> Result<Code> {
     Ok(code)
 }
 
-/// Whether all that a restore reads is there and whole.
-pub fn check(store: &Store, base: &Base) -> Result<(), String> {
-    read(&base.path, None).and_then(|_| wal(store, base))
+/// Whether all that a restore reads is there and whole; an error when that cannot be found out.
+pub fn check(store: &Store, base: &Base) -> Result<Result<(), String>> {
+    if let Some(set) = &base.info.pgbackrest {
+        return pgbackrest::verify(&base.info, set);
+    }
+    Ok(read(&base.path, None).and_then(|_| wal(store, base)))
 }
 
 /// Where a restore puts what it reads.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use shared::backup::{self, Info, Newest, OLDEST, ROOT};
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
-use shared::config::Health;
+use shared::config::{Config, Engine, Health};
 use shared::health::Backups;
 use shared::{deadline, unit};
 
@@ -27,8 +27,9 @@ pub fn judge_all(
     catalog: Option<&Catalog>,
     last: &mut Backups,
     now: &Stamp,
-    config: &Health,
+    config: &Config,
 ) -> Vec<Finding> {
+    let (engine, config) = (config.backup.engine, &config.health);
     let mut findings = Vec::new();
     let is_ours =
         cluster.owner.name == "postgres" && cluster.version.parse().is_ok_and(|version: u32| version >= OLDEST);
@@ -56,7 +57,9 @@ pub fn judge_all(
     } else {
         (last.wanted, last.newest) = (Stamp::default(), None);
     }
-    let row = catalog.and_then(|catalog| catalog.rows("stream").next()).filter(|_| is_on("pg-wal-stream.service"));
+    // Of WAL that pgBackRest is given, the check "archiver" tells.
+    let streams = engine == Engine::Builtin && is_on("pg-wal-stream.service");
+    let row = catalog.and_then(|catalog| catalog.rows("stream").next()).filter(|_| streams);
     match row {
         Some(row) => {
             let (written, received) = (row.number(1).unwrap_or_default() as u64, row.number(2).map(|at| at as u64));

@@ -216,7 +216,7 @@ impl Pass {
         }
         let is_standby = answers.identity.as_ref().map(|identity| identity.is_standby);
         let catalog = answers.catalog.as_ref();
-        findings.extend(backup::judge_all(cluster, is_standby, catalog, &mut last.backups, now, config));
+        findings.extend(backup::judge_all(cluster, is_standby, catalog, &mut last.backups, now, &self.config));
         let left: Vec<_> = findings.iter().filter_map(|finding| Some((finding, finding.left.as_ref()?))).collect();
         last.trends.note(now, left.iter().map(|(finding, left)| (finding.check.name.as_str(), left.amount)));
         let forecasts: Vec<_> =
