@@ -172,6 +172,9 @@ fn clear(cluster: &Cluster) -> Result<()> {
     }
 }
 
+/// A schema of that name which somebody else has made is left alone.
+const OURS: &str = "SELECT FROM pg_namespace WHERE nspname = 'pgrecovery' AND nspowner = (SELECT oid FROM pg_roles WHERE rolname = current_user)";
+
 struct Statement {
     database: String,
     what: &'static str,
@@ -212,7 +215,7 @@ fn statements(cluster: &Cluster) -> Result<Vec<Statement>> {
     }
     let databases = ask(cluster, HERE, "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate")?;
     for database in databases.into_iter().filter_map(|row| row.into_iter().next().flatten()) {
-        if !ask(cluster, &database, "SELECT FROM pg_namespace WHERE nspname = 'pgrecovery'")?.is_empty() {
+        if !ask(cluster, &database, OURS)?.is_empty() {
             // Without CASCADE: whatever somebody else put there stays.
             let sql = "SET lock_timeout = '5s'; DROP TABLE IF EXISTS pgrecovery.heartbeat; DROP SCHEMA pgrecovery";
             found.push(of(&database, "drop the table of the health check", sql.into()));
@@ -226,7 +229,9 @@ fn ask(cluster: &Cluster, database: &str, sql: &str) -> Result<Rows> {
     let running = if let LockFile::Present(file) = &lock_file { Some(file) } else { None };
     let target = Target::of(cluster, running, database, "pg-rollback");
     let runtime = runtime()?;
-    let answer = runtime.block_on(async { Session::connect(&target, PATIENCE).await?.query(sql, PATIENCE).await });
+    // The owner of a database may have set a search_path in which a pg_namespace of his own comes first.
+    let sql = format!("SET search_path = pg_catalog; {sql}");
+    let answer = runtime.block_on(async { Session::connect(&target, PATIENCE).await?.query(&sql, PATIENCE).await });
     runtime.shutdown_background();
     answer.map_err(|why| {
         Error::failed(format!("could not clear cluster {} of what is ours: {why}", cluster.name()))
