@@ -591,6 +591,19 @@ facts_on_both_suites! {
         let ask = start_restored(&host, &said);
         assert_eq!(ask("SELECT count(*) FROM ledger"), before.acked.to_string());
         host.sh("pg-backup verify");
+        // A repository that is not there says nothing about what is in it.
+        let verdicts = || -> Vec<Value> {
+            let known = backups(&host);
+            known.iter().flat_map(|backup| ["id", "good", "verified", "drilled"].map(|key| backup[key].clone())).collect()
+        };
+        let before_that = verdicts();
+        host.sh("mv /var/lib/pgbackrest /var/lib/pgbackrest.away");
+        for verb in ["verify", "drill"] {
+            let output = host.run(&format!("pg-backup {verb}"));
+            assert!(output.status == 1 && output.stderr.contains("could not read repository 1"), "{verb}: {output}");
+        }
+        assert_eq!(verdicts(), before_that);
+        host.sh("rm -rf /var/lib/pgbackrest; mv /var/lib/pgbackrest.away /var/lib/pgbackrest");
         let verify_fails = |says: &str| {
             let output = host.run("pg-backup verify");
             assert!(output.status == 1 && output.stderr.contains(says), "{output}");

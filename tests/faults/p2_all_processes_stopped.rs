@@ -22,6 +22,9 @@ pub const FAULTS: &[Fault] = &[Fault {
 /// Stops the postmaster and its children, and returns their pids in the machine, the postmaster's first.
 pub fn inject(host: &Host) -> Vec<i32> {
     let postmaster = host.postmaster_pid();
+    // A lock file that was replaced may name systemd, whose children are all there is.
+    let name = host.file(&format!("/proc/{postmaster}/comm")).read();
+    assert_eq!(name.trim(), "postgres", "postmaster.pid names {postmaster}");
     // The postmaster first: it must not start children while they are being counted.
     host.signal(postmaster, Signal::SIGSTOP);
     let children = host.sh(&format!("pgrep -P {postmaster}"));
