@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use host::{Host, Signal, Status, Suite, facts_on_both_suites, faults};
+use host::{Host, Signal, Status, Suite, Tally, facts_on_both_suites, faults};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -175,6 +175,17 @@ fn start_restored(host: &Host, said: &str) -> impl Fn(&str) -> String {
     move |sql| host.sh(&ask(sql))
 }
 
+/// What was committed before a moment, and that moment; more is committed after it.
+fn a_moment_between_commits(host: &Host) -> (Tally, String) {
+    let ledger = host.ledger();
+    ledger.wait_for_commits(50);
+    let before = ledger.stop_and_check();
+    before.assert_nothing_lost();
+    let moment = host.psql("SELECT clock_timestamp()");
+    host.ledger().wait_for_commits(50);
+    (before, moment)
+}
+
 facts_on_both_suites! {
     fn after_the_installation_there_is_a_verified_backup_and_wal_is_received(suite: Suite) {
         let host = Host::boot_plain(suite);
@@ -195,12 +206,7 @@ facts_on_both_suites! {
 
     fn a_restore_to_a_moment_between_two_commits_has_exactly_the_commits_before_it(suite: Suite) {
         let host = protected(suite);
-        let ledger = host.ledger();
-        ledger.wait_for_commits(50);
-        let before = ledger.stop_and_check();
-        before.assert_nothing_lost();
-        let moment = host.psql("SELECT clock_timestamp()");
-        host.ledger().wait_for_commits(50);
+        let (before, moment) = a_moment_between_commits(&host);
         host.sh("install -d -o postgres /srv/restored; touch /srv/restored/mine");
         let refused = host.run("pg-backup restore --to /srv/restored");
         assert!(!refused.success() && refused.stderr.contains("it is not empty"), "{refused}");
@@ -576,12 +582,7 @@ facts_on_both_suites! {
         assert_eq!(host.psql("SELECT count(*) FROM pg_replication_slots"), "0");
         assert_eq!(check(&host, "wal_stream"), None);
         assert_eq!(check(&host, "backup").expect("a check").0, "ok");
-        let ledger = host.ledger();
-        ledger.wait_for_commits(50);
-        let before = ledger.stop_and_check();
-        before.assert_nothing_lost();
-        let moment = host.psql("SELECT clock_timestamp()");
-        host.ledger().wait_for_commits(50);
+        let (before, moment) = a_moment_between_commits(&host);
         // Whoever has a backup made: it is known here.
         host.sh("runuser -u postgres -- pgbackrest --stanza=main --start-fast backup");
         assert_eq!(backups(&host).len(), 2);
