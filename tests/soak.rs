@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use host::faults;
 use host::faults::overlapping::{choose, overlap};
-use host::{Host, Suite};
+use host::{Host, Suite, trace_actors};
 
 struct Options {
     seed: u64,
@@ -31,6 +31,7 @@ fn main() -> ExitCode {
             return ExitCode::from(64);
         }
     };
+    trace_actors(true);
     let options = &options;
     let passed = std::thread::scope(|scope| {
         let runs = [Suite::Bookworm, Suite::Trixie].map(|suite| {
@@ -82,7 +83,6 @@ fn soak(suite: Suite, options: &Options) {
     println!("{}: seed {}", suite.name(), options.seed);
     let end = Instant::now() + Duration::from_secs(options.minutes * 60);
     let host = Host::boot(suite);
-    host.trace_actors();
     let (mut rounds, mut done, mut gaps) = (0, 0, Vec::new());
     let first = options.round.unwrap_or(1);
     for round in first.. {

@@ -1,6 +1,6 @@
 //! What will be needed after a crash, saved while the cluster is well.
 //!
-//! Written by pg-watchdog only, into `/var/lib/pg-recovery/evidence/16-main/`: `postmaster.pid` and `pg_control` byte for
+//! Written by pg-watchdog, into `/var/lib/pg-recovery/evidence/16-main/`: `postmaster.pid` and `pg_control` byte for
 //! byte (with the one before as `pg_control.1`), `files` (path and size) at the last completed checkpoint, and
 //! `evidence.json`. The flush LSN moves with each commit, so between checkpoints it goes to
 //! `/run/pg-recovery/evidence/16-main.json` every second (memory: survives the death of any process, not of the host)
@@ -75,6 +75,17 @@ fn newest(saved: Option<Evidence>, fresh: Option<Evidence>) -> Option<Evidence> 
         }
         (saved, fresh) => fresh.or(saved),
     }
+}
+
+/// Of this cluster nothing is known to have been flushed any more; pg-watchdog begins anew when it runs.
+pub fn forget(cluster: &str) -> std::io::Result<()> {
+    for path in [directory(cluster).join("evidence.json"), volatile(cluster)] {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Writes the copy in memory.

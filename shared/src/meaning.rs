@@ -7,7 +7,7 @@ pub struct Meaning {
     pub class: &'static str,
     /// Reads on from "cluster 16/main: ".
     pub means: &'static str,
-    /// What to do next; `{data}`, `{conf}`, `{unit}` and `{owner}` are the cluster's.
+    /// What to do next; `{data}`, `{conf}`, `{unit}`, `{owner}` and `{cluster}` are the cluster's.
     advice: &'static str,
     /// Pieces of PostgreSQL's own messages (src/backend, untranslated): all pieces of one entry have to be there.
     words: &'static [&'static [&'static str]],
@@ -275,7 +275,8 @@ const TABLE: &[Meaning] = &[
     Meaning {
         class: "S11",
         means: "WAL that was flushed is missing; a start would lose commits",
-        advice: "Bring it back into {data}/pg_wal. To start it without that WAL, and lose what is in it: systemctl start {unit}.",
+        advice: "Bring it back into {data}/pg_wal, from an archive or a standby; the next recovery starts it. To start it without that \
+                 WAL, and lose the commits in it: pg-recover approve give-up-wal --cluster {cluster}.",
         words: &[],
         sqlstates: &[],
     },
@@ -297,6 +298,11 @@ pub fn class_of(message: &str, sqlstate: Option<&str>) -> Option<&'static str> {
     let by_words = |row: &&Meaning| row.words.iter().any(|pieces| pieces.iter().all(|piece| message.contains(piece)));
     let by_code = |row: &&Meaning| sqlstate.is_some_and(|code| row.sqlstates.contains(&code));
     TABLE.iter().find(by_words).or_else(|| TABLE.iter().find(by_code)).map(|row| row.class)
+}
+
+/// A start meets it again, however often.
+pub fn outlives_starts(class: &str) -> bool {
+    is_of_storage(class) || matches!(class, "S8" | "S9" | "S10" | "S18" | "H3" | "H4")
 }
 
 /// The disk fails, or files of the data directory are damaged: no restart makes these better, and the fewer the better.
@@ -326,6 +332,7 @@ impl Meaning {
             .replace("{conf}", &cluster.config_directory.join("postgresql.conf").display().to_string())
             .replace("{unit}", &cluster.unit)
             .replace("{owner}", &cluster.owner.name)
+            .replace("{cluster}", &cluster.name())
     }
 }
 

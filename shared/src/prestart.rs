@@ -171,13 +171,16 @@ fn directory(cluster: &Cluster, evidence: Option<&Evidence>) -> Vec<Obstacle> {
         && found.is_empty()
         && let Err(broken) = wal::check(&pg_wal, &control, evidence.flush_lsn)
     {
-        found.push(obstacle(
-            "S11",
-            format!(
-                "WAL is not readable from {} to the flushed position {}: {}; a start would lose commits",
-                broken.at, evidence.flush_lsn, broken.why
-            ),
-        ));
+        let what = format!(
+            "WAL is not readable from {} to the flushed position {}: {}",
+            broken.at, evidence.flush_lsn, broken.why
+        );
+        // A base backup in place of the data directory, and no server has begun to recover it.
+        found.push(if data.join("backup_label").exists() {
+            obstacle("S18", format!("{what}; and there is a backup_label"))
+        } else {
+            obstacle("S11", format!("{what}; a start would lose commits"))
+        });
     }
     found
 }

@@ -43,12 +43,36 @@ pub struct Verdict {
     pub answered: bool,
     /// When a person last said that the cause is repaired: how earlier tries ended says nothing any more.
     pub reset: String,
+    /// The step that waits for a person's approval.
+    pub waiting: String,
+    /// What a person has allowed.
+    pub approved: Vec<Approval>,
     /// What the server said when a start failed for a reason that is not known, without numbers.
     pub unknown: String,
     pub at: Stamp,
 }
 
+/// A person's word that a step may be taken that gives up data.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Approval {
+    pub step: String,
+    /// Whenever it is needed; otherwise the next time, and no more.
+    pub always: bool,
+    pub by: String,
+    pub at: Stamp,
+}
+
 impl Verdict {
+    pub fn is_approved(&self, step: &str) -> bool {
+        self.approved.iter().any(|approval| approval.step == step)
+    }
+
+    /// Those that hold on.
+    pub fn lasting_approvals(&self) -> Vec<Approval> {
+        self.approved.iter().filter(|approval| approval.always).cloned().collect()
+    }
+
     /// The cluster was well after this was written. `seen` is when it last answered.
     pub fn is_past(&self, seen: Option<&Stamp>, config: &Config, now: &Stamp) -> bool {
         let is_open = self.answered && now.since(&self.at) < config.watchdog.quiet;

@@ -29,6 +29,24 @@ fn healed(host: &Host, ledger: Ledger, fault: &str, within: Duration) {
     host.publish_downtime(&format!("{fault} healed"), tally.longest_gap());
 }
 
+/// Loses the newest WAL segment in a crash, and waits until that is handed over. Returns the lost row's id and the copy's path.
+#[track_caller]
+fn lose_wal(host: &Host) -> (i64, String) {
+    // The flushed position is recorded once a second; only what was recorded can be missed.
+    let recorded = host.file(&format!("/run/pg-recovery/evidence/{}-main.json", host.version()));
+    let position = || serde_json::from_str::<serde_json::Value>(&recorded.read()).map(|e| e["flush_lsn"].as_u64());
+    let before = host.recoveries().len();
+    let lost = faults::s11_newest_wal_removed::inject(host, || {
+        let flushed: u64 = host.psql("SELECT pg_current_wal_flush_lsn() - '0/0'").parse().expect("a number");
+        host.wait_until("the position is recorded", SOON, || position().is_ok_and(|at| at >= Some(flushed)));
+    });
+    host.wait_for_journal("pg-recover", "a start would lose commits", SOON);
+    host.wait_until("it is on record", SOON, || {
+        host.recoveries().iter().skip(before).any(|r| r["fault"] == "S11" && r["outcome"] == "manual")
+    });
+    lost
+}
+
 facts_on_both_suites! {
     fn a_killed_postmaster_is_back_at_once(host: Host) {
         let ledger = ledger_of(&host);
@@ -325,7 +343,6 @@ facts_on_both_suites! {
 
     /// What `tests/soak` found not to be healed, or not as it should be.
     fn faults_on_top_of_each_other_are_healed_and_nothing_forbidden_is_done(host: Host) {
-        host.trace_actors();
         for names in [
             ["pid of postmaster.pid given to another process", "postmaster.pid emptied under a running server"],
             ["postmaster.pid emptied under a running server", "backend killed"],
@@ -443,20 +460,36 @@ facts_on_both_suites! {
 
     fn a_missing_wal_tail_is_never_started_over(host: Host) {
         host.wait_until_settled();
-        // The flushed position is recorded once a second; only what was recorded can be missed.
-        let recorded = host.file(&format!("/run/pg-recovery/evidence/{}-main.json", host.version()));
-        let position = || serde_json::from_str::<serde_json::Value>(&recorded.read()).map(|e| e["flush_lsn"].as_u64());
-        let (id, copy) = faults::s11_newest_wal_removed::inject(&host, || {
-            let flushed: u64 = host.psql("SELECT pg_current_wal_flush_lsn() - '0/0'").parse().expect("a number");
-            host.wait_until("the position is recorded", SOON, || position().is_ok_and(|at| at >= Some(flushed)));
-        });
-        host.wait_for_journal("pg-recover", "a start would lose commits", SOON);
-        host.wait_until("it is on record", SOON, || host.recoveries().iter().any(|r| r["fault"] == "S11" && r["outcome"] == "manual"));
+        let (id, copy) = lose_wal(&host);
         assert_ne!(host.state_of(&host.unit()), "active");
         // A person brings the segment back; the next recovery starts the cluster, and the row is there.
         host.sh(&format!("cp -a {copy} {}/pg_wal/$(basename {copy} .kept)", host.data_directory()));
         assert!(host.start_and_wait("pg-recovery.service").success());
         assert_eq!(host.psql(&format!("SELECT count(*) FROM tail WHERE id = {id}")), "1");
+    }
+
+    fn commits_are_given_up_when_a_person_approves_and_only_once(host: Host) {
+        host.wait_until_settled();
+        assert_eq!(host.run("pg-recover approve give-up-wal").status, 1, "nothing waits for it");
+        for _ in 0..2 {
+            lose_wal(&host);
+            let plan = host.json("pg-recover --plan --json");
+            assert_eq!(plan["clusters"][0]["plan"][0]["step"], "give-up-wal", "{plan:#}");
+            assert_eq!(plan["clusters"][0]["plan"][0]["risk"], "data", "{plan:#}");
+            assert_eq!(host.run("pg-recover approve start").status, 64);
+            let nobody = host.run("runuser -u postgres -- pg-recover approve give-up-wal");
+            assert_eq!(nobody.status, 77, "{nobody}");
+            assert!(host.start_and_wait("pg-recovery.service").status != 0);
+            assert_ne!(host.state_of(&host.unit()), "active");
+            let healings = host.recoveries().len();
+            host.sh("pg-recover approve give-up-wal");
+            host.wait_until("it is on record", SOON, || host.recoveries().len() > healings);
+            let record = host.recoveries().pop().expect("there is one");
+            assert_eq!((&record["fault"], &record["outcome"]), (&"S11".into(), &"recovered".into()), "{record:#}");
+            assert_eq!(host.psql("SELECT count(*) FROM tail"), "0");
+            host.sh(&format!("test -s /var/lib/pg-recovery/evidence/{}-main/*/evidence.json", host.version()));
+            host.settle();
+        }
     }
 
     fn a_cluster_stopped_although_it_is_meant_to_run_is_started_after_three_checks(host: Host) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use host::{Host, facts_on_both_suites, faults};
+use host::{Host, Suite, facts_on_both_suites, faults};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -329,6 +329,12 @@ facts_on_both_suites! {
             host.run("runuser -u postgres -- psql -X -d other -c 'SELECT 1'").success()
         });
         assert_ne!(host.postmaster_pid(), postmaster);
+    }
+
+    fn wal_or_a_version_that_does_not_fit_is_for_a_person_and_is_not_tried_twice(suite: Suite) {
+        for name in ["WAL of the last checkpoint lost", "base backup restored", "library of another build", "another major version", "less memory"] {
+            faults::staged().find(|fault| fault.name.contains(name)).expect("there is such a fault").run(suite);
+        }
     }
 
     fn a_full_log_volume_is_told_and_healing_does_without_the_log(host: Host) {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use host::{Host, Signal, facts_on_both_suites, faults};
+use host::{Host, Signal, Suite, facts_on_both_suites, faults};
 
 const SOON: Duration = Duration::from_secs(60);
 /// Long enough for a restart that should not happen: the real one takes a second.
@@ -459,7 +459,9 @@ facts_on_both_suites! {
         host.wait_until("it is good now", SOON, || points() == "2");
     }
 
-    fn it_needs_little(host: Host) {
+    fn it_needs_little(suite: Suite) {
+        host::trace_actors(false);
+        let host = Host::boot(suite);
         host.wait_until_settled();
         let pid = host.property_of("pg-watchdog.service", "MainPID");
         let cpu = || -> f64 {

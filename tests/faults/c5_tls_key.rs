@@ -1,6 +1,26 @@
 //! C5: a renewal leaves a certificate and a key that do not belong together, noticed at the next restart.
+use std::time::Duration;
 
+use super::{End, Staged};
 use crate::{Host, Output};
+
+/// See [`super::staged`].
+pub const STAGED: &[Staged] = &[Staged {
+    class: "C5",
+    name: "key that does not belong to its certificate, and a restart",
+    imitates: "a renewal that arrived by half",
+    is_not: "a certificate that has expired, with which a server starts",
+    prepare: |host| {
+        prepare(host);
+        host.wait_until("the pair is known to be good", Duration::from_secs(60), || {
+            host.run("grep -l server.key /var/lib/pg-recovery/points/*-good/manifest.json").success()
+        });
+        Box::new(())
+    },
+    inject: |host, _| Box::new(inject(host)),
+    end: End::Healed(None),
+    deadline: Duration::from_secs(60),
+}];
 
 /// Gives the server a pair of its own in the data directory, and starts it with that. Returns the path of the key.
 pub fn prepare(host: &Host) -> String {

@@ -1,6 +1,5 @@
 //! L1: clients connect until no slot is left: those of an application that leaks its sessions, or that comes back without
 //! end.
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -8,7 +7,20 @@ use std::time::Duration;
 
 use tokio_postgres::{Config, NoTls};
 
+use super::{End, Staged};
 use crate::Host;
+
+/// See [`super::staged`].
+pub const STAGED: &[Staged] = &[Staged {
+    class: "L1",
+    name: "connection storm",
+    imitates: "an application whose pool has gone wild",
+    is_not: "many clients that are at work: nobody is sent away for them",
+    prepare: |host| Box::new(prepare(host, &["storm", "shop"])),
+    inject: |host, _| Box::new(inject(host, "storm", 25)),
+    end: End::Healed(Some("shop")),
+    deadline: Duration::from_secs(60),
+}];
 
 const SOON: Duration = Duration::from_secs(60);
 

@@ -1,10 +1,25 @@
 //! L5: the transaction ids of a server run out, because something keeps VACUUM from freezing old rows: a prepared transaction
 //! that everybody forgot, and many millions of transactions since. pg_resetwal does the latter, on a server that was stopped
 //! cleanly, and only a test may do that.
-
 use std::time::Duration;
 
+use super::{End, Staged};
 use crate::Host;
+
+/// See [`super::staged`].
+pub const STAGED: &[Staged] = &[Staged {
+    class: "L5",
+    name: "transaction ids that run out",
+    imitates: "a prepared transaction that everybody forgot",
+    is_not: "ids that VACUUM is just making young",
+    prepare: |host| {
+        inject(host, 1_200_000_000);
+        Box::new(())
+    },
+    inject: |_, _| Box::new(()),
+    end: End::Told("xid_age", "critical"),
+    deadline: Duration::from_secs(180),
+}];
 
 /// The name of the transaction.
 pub const FORGOTTEN: &str = "forgotten";

@@ -1,21 +1,32 @@
 //! One file for each fault: what it imitates, and by which mechanism. An injection mends nothing: that is for the product.
 //!
 //! Files whose faults are healed on a host that nobody helps say so in `FAULTS`, a table from which `tests/rto` measures and
-//! `tests/soak` draws.
+//! `tests/soak` draws. Those that want a host made for them, and those that are not for the product to heal, are in `STAGED`.
 
-use std::time::Duration;
+// What an injection returns is kept, be it nothing.
+#![allow(clippy::unit_arg)]
 
-use crate::{Host, Output, Tally, poll_until};
+use std::any::Any;
+use std::time::{Duration, Instant};
+
+use crate::{Host, Output, Suite, Tally, poll_until};
 
 pub mod c1_bad_postgresql_conf;
 pub mod c2_bad_pg_hba_conf;
 pub mod c3_missing_preload_library;
+pub mod c4_too_little_memory;
 pub mod c5_tls_key;
 pub mod h1_clock_jump;
 pub mod h2_long_crash_recovery;
+pub mod h3_half_an_upgrade;
+pub mod h4_other_major_version;
 pub mod h5_no_name_service;
 pub mod l1_connection_storm;
 pub mod l5_wraparound_near;
+pub mod l6_forgotten_slot;
+pub mod l7_archiver_fails;
+pub mod l8_forgotten_transaction;
+pub mod l9_no_standby;
 pub mod m1_oom_killer;
 pub mod m2_memory_pressure;
 pub mod o1_operator_off;
@@ -36,17 +47,20 @@ pub mod p6_postmaster_pid_unusable;
 pub mod p7_pid_recycled;
 pub mod p8_postmaster_pid_removed;
 pub mod p9_orphan_backend;
+pub mod s10_wal_missing;
 pub mod s11_newest_wal_removed;
 pub mod s12_damaged_page;
 pub mod s15_short_file;
 pub mod s16_missing_file;
 pub mod s17_damaged_catalog;
+pub mod s18_backup_label;
 pub mod s1_tablespace_full;
 pub mod s2_wal_disk_full;
 pub mod s3_log_disk_full;
 pub mod s4_read_only;
 pub mod s5_disk_error;
 pub mod s6_dead_volume;
+pub mod s6_volume_missing;
 pub mod s7_data_directory_permissions;
 pub mod s8_missing_folders;
 pub mod s9_pg_control_missing;
@@ -98,6 +112,132 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
     ]
     .into_iter()
     .flatten()
+}
+
+/// A fault that is done once to a host that was made for it.
+pub struct Staged {
+    /// As of [`Fault`].
+    pub class: &'static str,
+    pub name: &'static str,
+    pub imitates: &'static str,
+    pub is_not: &'static str,
+    /// Makes the host ready for it.
+    pub prepare: fn(&Host) -> Kept,
+    /// Does it; it gets what `prepare` has left.
+    pub inject: fn(&Host, &Kept) -> Kept,
+    pub end: End,
+    /// The longest time until that is seen.
+    pub deadline: Duration,
+}
+
+/// What lasts as long as its fault: a disk, clients.
+pub type Kept = Box<dyn Any>;
+
+/// How a staged fault has to end.
+pub enum End {
+    /// A client commits again, and the healing is on record. It is the application's own role, if one is named.
+    Healed(Option<&'static str>),
+    /// It is on record with this outcome, and the server was started so often at most.
+    OnRecord(&'static str, usize),
+    /// This check of pg-health-check says so with this status, on a server that goes on as before.
+    Told(&'static str, &'static str),
+}
+
+/// All of them.
+pub fn staged() -> impl Iterator<Item = &'static Staged> {
+    [
+        p4_backend_killed::STAGED,
+        p10_port_taken::STAGED,
+        s1_tablespace_full::STAGED,
+        s2_wal_disk_full::STAGED,
+        s3_log_disk_full::STAGED,
+        s4_read_only::STAGED,
+        s5_disk_error::STAGED,
+        s6_volume_missing::STAGED,
+        s8_missing_folders::STAGED,
+        s10_wal_missing::STAGED,
+        s11_newest_wal_removed::STAGED,
+        s12_damaged_page::STAGED,
+        s15_short_file::STAGED,
+        s16_missing_file::STAGED,
+        s17_damaged_catalog::STAGED,
+        s18_backup_label::STAGED,
+        c4_too_little_memory::STAGED,
+        c5_tls_key::STAGED,
+        l1_connection_storm::STAGED,
+        l5_wraparound_near::STAGED,
+        l6_forgotten_slot::STAGED,
+        l7_archiver_fails::STAGED,
+        l8_forgotten_transaction::STAGED,
+        l9_no_standby::STAGED,
+        h3_half_an_upgrade::STAGED,
+        h4_other_major_version::STAGED,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+impl Staged {
+    /// Does it to a host of this suite. Returns how long it took until its end was seen, or how long a client waited for it to be
+    /// healed.
+    #[track_caller]
+    pub fn run(&self, suite: Suite) -> Duration {
+        let host = Host::boot(suite);
+        host.wait_until_settled();
+        let prepared = (self.prepare)(&host);
+        host.settle();
+        let ledger = match self.end {
+            End::Healed(Some(role)) => host.ledger_of(role),
+            _ => host.ledger_of_fresh_sessions(),
+        };
+        ledger.wait_for_commits(100);
+        let before = host.recoveries().len();
+        let _kept = (self.inject)(&host, &prepared);
+        let injected = Instant::now();
+        let postmaster = || host.run(&format!("head -n 1 {}/postmaster.pid", host.data_directory())).stdout;
+        let as_it_was = postmaster();
+        let on_record = |outcome: &str| {
+            let seen = || host.recoveries().split_off(before).into_iter().find(|record| record["fault"] == self.class);
+            let record = poll_until(self.deadline, seen);
+            let record = record.unwrap_or_else(|| panic!("{} is not on record: {:#?}", self.name, host.recoveries()));
+            assert_eq!(record["outcome"], outcome, "{}: {record:#}", self.name);
+        };
+        match self.end {
+            End::Healed(_) => {
+                on_record("recovered");
+                ledger.wait_for_commits_within(100, self.deadline);
+                let tally = ledger.stop_and_check();
+                tally.assert_nothing_lost();
+                tally.longest_gap()
+            }
+            End::OnRecord(outcome, starts) => {
+                on_record(outcome);
+                let took = injected.elapsed();
+                let steps = host.recoveries().into_iter().flat_map(|record| record["steps"].as_array().cloned());
+                let started = steps.flatten().filter(|step| step["step"] == "start").count();
+                assert!(started <= starts, "{}: {:#?}", self.name, host.recoveries());
+                took
+            }
+            End::Told(check, status) => {
+                let state = host.file(&format!("/var/lib/pg-recovery/health/{}-main.json", host.version()));
+                let mut seen = serde_json::Value::Null;
+                let told = poll_until(self.deadline, || {
+                    seen = serde_json::from_str(&state.read()).ok()?;
+                    let mut checks = seen["checks"].as_array()?.iter();
+                    // A tablespace has its number in the name.
+                    checks
+                        .any(|c| {
+                            c["status"] == status && c["name"].as_str().is_some_and(|name| name.starts_with(check))
+                        })
+                        .then_some(())
+                });
+                assert!(told.is_some(), "{} is not told: {seen:#}", self.name);
+                let took = injected.elapsed();
+                assert_eq!((postmaster(), host.recoveries().len()), (as_it_was, before), "{}", self.name);
+                took
+            }
+        }
+    }
 }
 
 /// What became of a fault.

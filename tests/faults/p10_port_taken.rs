@@ -1,6 +1,20 @@
 //! P10: while the server is down, a program of somebody else takes its port.
+use std::time::Duration;
 
+use super::{End, Staged};
 use crate::Host;
+
+/// See [`super::staged`].
+pub const STAGED: &[Staged] = &[Staged {
+    class: "P10",
+    name: "port taken by another program",
+    imitates: "a second server, or a container, that got there first",
+    is_not: "one of several addresses that is taken, with which it starts",
+    prepare: |_| Box::new(()),
+    inject: |host, _| Box::new(inject(host, &["127.0.0.1", "::1"])),
+    end: End::OnRecord("manual", 0),
+    deadline: Duration::from_secs(60),
+}];
 
 /// The name of the unit that has the port then.
 pub const UNIT: &str = "squatter";

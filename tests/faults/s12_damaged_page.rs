@@ -1,7 +1,46 @@
 //! S12, S13: a page of a table or an index is damaged on the disk, as by a controller that wrote something else there, or never
 //! wrote it. The server notices when it reads the page, for which its memory has to be empty.
+use std::time::Duration;
 
+use super::{End, Staged};
 use crate::Host;
+
+/// See [`super::staged`].
+pub const STAGED: &[Staged] = &[
+    Staged {
+        class: "S12",
+        name: "page of a table damaged",
+        imitates: "a controller that wrote something else there",
+        is_not: "a page that nobody reads, which only a backup meets",
+        prepare: |host| Box::new(host.psql("CREATE TABLE goods AS SELECT generate_series(1, 50000) AS id")),
+        inject: |host, _| {
+            inject(host, "goods", 7);
+            host.wait_until_accepting(Duration::from_secs(60));
+            host.try_psql("SELECT sum(id) FROM goods");
+            Box::new(())
+        },
+        end: End::Told("damage", "critical"),
+        deadline: Duration::from_secs(180),
+    },
+    Staged {
+        class: "S13",
+        name: "page of an index never written",
+        imitates: "a write that the disk lost",
+        is_not: "an index whose entries are wrong, which only pg_amcheck finds",
+        prepare: |host| {
+            host.psql("CREATE TABLE goods AS SELECT generate_series(1, 50000) AS id");
+            Box::new(host.psql("CREATE INDEX goods_id ON goods (id)"))
+        },
+        inject: |host, _| {
+            inject_zeros(host, "goods_id", 1);
+            host.wait_until_accepting(Duration::from_secs(60));
+            host.try_psql("SET enable_seqscan = off; SELECT id FROM goods WHERE id = 1");
+            Box::new(())
+        },
+        end: End::Told("damage", "critical"),
+        deadline: Duration::from_secs(180),
+    },
+];
 
 const PAGE: u64 = 8192;
 

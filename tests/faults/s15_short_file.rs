@@ -1,9 +1,27 @@
 //! S15: a file of a table is shorter than it was, as after a file system check. A scan finds fewer rows and no fault; only an index
 //! that leads to a missing page meets one.
+use std::time::Duration;
 
 use crate::Host;
 
 use super::s12_damaged_page::{file_of, while_stopped};
+use super::{End, Staged};
+
+/// See [`super::staged`].
+pub const STAGED: &[Staged] = &[Staged {
+    class: "S15",
+    name: "file of a table cut short",
+    imitates: "a file system check",
+    is_not: "a table that VACUUM has made smaller",
+    prepare: |host| Box::new(host.psql("CREATE TABLE goods AS SELECT generate_series(1, 50000) AS id; ANALYZE goods")),
+    inject: |host, _| {
+        inject(host, "goods");
+        host.wait_until_accepting(Duration::from_secs(60));
+        Box::new(())
+    },
+    end: End::Told("files", "warning"),
+    deadline: Duration::from_secs(300),
+}];
 
 /// Cuts the file of this table after one page.
 pub fn inject(host: &Host, table: &str) {

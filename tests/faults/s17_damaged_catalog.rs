@@ -1,8 +1,22 @@
 //! S17: a system catalog, or the map to the catalogs, is damaged: nobody can log in to that database, and pg_isready is content.
+use std::time::Duration;
 
 use crate::Host;
 
 use super::s12_damaged_page::while_stopped;
+use super::{End, Staged};
+
+/// See [`super::staged`].
+pub const STAGED: &[Staged] = &[Staged {
+    class: "S17",
+    name: "system catalog damaged",
+    imitates: "a controller that wrote something else there",
+    is_not: "a table of a user (S12)",
+    prepare: |host| Box::new(host.psql("CREATE DATABASE other")),
+    inject: |host, _| Box::new(inject(host)),
+    end: End::OnRecord("manual", 0),
+    deadline: Duration::from_secs(180),
+}];
 
 /// Damages `pg_class` of the database postgres. Others are served on.
 pub fn inject(host: &Host) {

@@ -1,9 +1,21 @@
 //! S1: the volume of a tablespace is full. Whoever writes there gets an error, everybody else is served on; a full volume of pg_wal
 //! is another thing (S2).
-
 use std::time::Duration;
 
+use super::{End, Staged};
 use crate::{Disk, Host};
+
+/// See [`super::staged`].
+pub const STAGED: &[Staged] = &[Staged {
+    class: "S1",
+    name: "volume of a tablespace full",
+    imitates: "data that outgrows its disk",
+    is_not: "a full volume of pg_wal (S2)",
+    prepare: |_| Box::new(()),
+    inject: |host, _| Box::new(inject(host)),
+    end: End::Told("disk_tablespace", "critical"),
+    deadline: Duration::from_secs(180),
+}];
 
 /// Makes a table `far` on a small disk of its own and writes to it until there is no room.
 pub fn inject(host: &Host) -> Disk {

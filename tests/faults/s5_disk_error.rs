@@ -1,7 +1,38 @@
 //! S5: the disk takes no more writes, or what is on it cannot be read: the kernel reports I/O errors. A disk that is full says
 //! so before it takes anything (S1, S2); one that hangs reports nothing.
+use std::time::Duration;
 
+use super::{End, Staged};
 use crate::{Disk, Host};
+
+/// See [`super::staged`].
+pub const STAGED: &[Staged] = &[
+    Staged {
+        class: "S5",
+        name: "flushes that fail",
+        imitates: "a disk that takes no more writes",
+        is_not: "a disk that hangs and reports nothing",
+        prepare: |host| Box::new(prepare_flushes(host)),
+        inject: |host, _| Box::new(inject_flushes(host)),
+        end: End::OnRecord("manual", 1),
+        deadline: Duration::from_secs(180),
+    },
+    Staged {
+        class: "S5",
+        name: "table that cannot be read from its disk",
+        imitates: "bad sectors",
+        is_not: "a disk that hangs and reports nothing",
+        prepare: |_| Box::new(()),
+        inject: |host, _| {
+            let disk = inject_reads(host);
+            host.wait_until_accepting(Duration::from_secs(60));
+            host.try_psql("SELECT sum(id) FROM far");
+            Box::new(disk)
+        },
+        end: End::Told("damage", "critical"),
+        deadline: Duration::from_secs(180),
+    },
+];
 
 const FLAG: &str = "/run/sick-disk";
 const LIBRARY: &str = "/usr/lib/sick-disk.so";

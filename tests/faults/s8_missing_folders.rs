@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Fault;
+use super::{End, Fault, Staged};
 use crate::Host;
 
 /// See [`super::all`].
@@ -17,6 +17,18 @@ pub const FAULTS: &[Fault] = &[Fault {
         inject(host, &["pg_notify", "pg_subtrans", "pg_dynshmem"]);
     },
     keeps_postmaster: false,
+    deadline: Duration::from_secs(60),
+}];
+
+/// See [`super::staged`].
+pub const STAGED: &[Staged] = &[Staged {
+    class: "S8",
+    name: "folder with content removed, and the postmaster killed",
+    imitates: "a person who tidies up",
+    is_not: "folders that hold nothing across a restart, which are made anew",
+    prepare: |_| Box::new(()),
+    inject: |host, _| Box::new(inject(host, &["pg_twophase"])),
+    end: End::OnRecord("manual", 0),
     deadline: Duration::from_secs(60),
 }];
 

@@ -59,7 +59,7 @@ pub(crate) fn with_package(suite: Suite, more: &str) -> Vec<PathBuf> {
     let base_name = base.file_name().expect("a base has a name").to_string_lossy().into_owned();
     let layer = cache().join(format!("package-{}-on-{base_name}", short_hash(&content)));
     build_once(&layer, |target| {
-        let machine = Machine::boot(std::slice::from_ref(&base));
+        let machine = Machine::boot(std::slice::from_ref(&base), |_| ());
         fs::copy(&package, machine.root().join("pg-recovery.deb")).expect("the package can be copied into the machine");
         let mut install = machine.enter();
         install.env("DEBIAN_FRONTEND", "noninteractive");

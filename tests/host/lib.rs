@@ -31,6 +31,7 @@ pub use nix::sys::signal::Signal;
 pub use output::Output;
 pub use poll::poll_until;
 pub use rival::{Rival, install_script};
+pub use trace::trace_actors;
 pub use words::Host;
 
 /// A distribution and the PostgreSQL that comes with it.
@@ -68,12 +69,14 @@ pub trait OnSuite {
 
 impl OnSuite for Host {
     fn on(suite: Suite) -> Self {
+        trace_actors(true);
         Host::boot(suite)
     }
 }
 
 impl OnSuite for Suite {
     fn on(suite: Suite) -> Self {
+        trace_actors(true);
         suite
     }
 }

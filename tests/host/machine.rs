@@ -57,9 +57,10 @@ struct Running {
 }
 
 impl Machine {
-    /// Prepares a machine on these layers, the topmost first, and boots it.
-    pub fn boot(layers: &[PathBuf]) -> Machine {
+    /// Prepares a machine on these layers, the topmost first, does this to its file tree first, and boots it.
+    pub fn boot(layers: &[PathBuf], first: impl FnOnce(&Path)) -> Machine {
         let machine = Machine::prepare(layers);
+        first(&machine.root());
         machine.start();
         machine
     }

@@ -1,42 +1,72 @@
 //! What the programs that act do to files, processes and programs, as strace sees it, and what of it they must never do.
 
 use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::Host;
-
-const FOLDER: &str = "/var/lib/pg-recovery/trace";
+/// In a machine; nothing of the product and none of its faults comes here.
+const FOLDER: &str = "var/lib/trace-of-actors";
 const CALLS: &str = "execve,unlink,unlinkat,rename,renameat,renameat2,truncate,ftruncate,kill,tkill,tgkill,pidfd_open,pidfd_send_signal";
+/// What runs as root and changes things: the program, and its unit.
+const ACTORS: [(&str, &str); 3] = [
+    ("pg-watchdog", "pg-watchdog.service"),
+    ("pg-recover", "pg-recovery.service"),
+    ("pg-rollback", "pg-rollback@.service"),
+];
 /// Programs that can destroy data, and settings that do.
 const NEVER_RUN: [&str; 6] =
     ["/pg_resetwal", "/initdb", "/ipcrm", "/ipcclean", "/pg_archivecleanup", "zero_damaged_pages"];
 
-impl Host {
-    /// Has strace write down from now on what pg-watchdog, pg-recover and what they start do. Their sandbox lets it, and is
-    /// the same otherwise.
-    #[track_caller]
-    pub fn trace_actors(&self) {
-        self.sh(&format!("install -d -m 700 {FOLDER}"));
-        for (unit, program) in [("pg-watchdog", "pg-watchdog"), ("pg-recovery", "pg-recover")] {
-            // -D: the tracer is a grandchild, so that the unit's main process is the program.
-            let start = format!(
-                "/usr/bin/strace -D -f -q -yy -Y --seccomp-bpf -A -o {FOLDER}/{program} -e trace={CALLS} /usr/sbin/{program}"
-            );
-            self.file(&format!("/etc/systemd/system/{unit}.service.d/trace.conf"))
-                .write(format!("[Service]\nExecStart=\nExecStart={start}\nSystemCallFilter=\n"));
-        }
-        self.sh("systemctl daemon-reload && systemctl restart pg-watchdog");
-    }
+static WANTED: AtomicBool = AtomicBool::new(false);
 
-    /// What they did that they must never do, and how much was seen at all.
-    #[track_caller]
-    pub fn forbidden_acts(&self) -> (Vec<String>, usize) {
-        let text = self.sh(&format!("cat {FOLDER}/*"));
-        (forbidden(&text), text.lines().count())
+/// Whether machines that are booted from now on write down what the actors do, and what they start. It costs time and memory: not
+/// for figures.
+pub fn trace_actors(wanted: bool) {
+    WANTED.store(wanted, Ordering::Relaxed);
+}
+
+/// Prepares a machine that is off. Units and people find strace in the way, who calls programs by their names; the sandbox of the
+/// units lets it, and is the same otherwise.
+pub(crate) fn prepare(root: &Path) {
+    if !WANTED.load(Ordering::Relaxed) {
+        return;
+    }
+    let write = |path: String, mode: u32, text: String| {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().expect("it is in a folder")).expect("a folder can be made in the machine");
+        fs::write(&path, text).expect("a file can be written in the machine");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("its mode can be set");
+    };
+    for (program, unit) in ACTORS {
+        let unit = format!("usr/lib/systemd/system/{unit}");
+        let Ok(text) = fs::read_to_string(root.join(&unit)) else { continue };
+        let command = text.lines().find_map(|line| line.strip_prefix("ExecStart=")).expect("a unit starts a program");
+        // -D: the tracer is a grandchild, so that the main process of a unit is the program.
+        let strace =
+            format!("/usr/bin/strace -D -f -q -yy -Y --seccomp-bpf -A -o /{FOLDER}/{program} -e trace={CALLS}");
+        write(format!("{FOLDER}/{program}"), 0o600, String::new());
+        write(
+            format!("usr/local/sbin/{program}"),
+            0o755,
+            format!("#!/bin/sh\nexec {strace} /usr/sbin/{program} \"$@\"\n"),
+        );
+        let traced = format!("[Service]\nExecStart=\nExecStart={strace} {command}\nSystemCallFilter=\n");
+        write(format!("{unit}.d/trace.conf"), 0o644, traced);
     }
 }
 
+/// What the actors of a machine did that they must never do, and how much was seen at all.
+pub(crate) fn forbidden_acts(root: &Path) -> (Vec<String>, usize) {
+    let files = fs::read_dir(root.join(FOLDER)).into_iter().flatten().flatten();
+    let text: String =
+        files.map(|file| String::from_utf8_lossy(&fs::read(file.path()).unwrap_or_default()).into_owned()).collect();
+    (forbidden(&text), text.lines().count())
+}
+
 /// The lines of a trace that show a forbidden act: a file of pg_wal removed, renamed or cut, a program that can destroy data,
-/// a signal to a process that is not PostgreSQL's.
+/// a signal to a process that is neither PostgreSQL's nor its own or its command's, which are in the trace themselves.
 fn forbidden(trace: &str) -> Vec<String> {
     // A pidfd is opened, its process looked at, and only then a signal sent.
     let servers: HashSet<&str> = trace
@@ -44,15 +74,16 @@ fn forbidden(trace: &str) -> Vec<String> {
         .filter_map(|line| line.split_once("pidfd_open(")?.1.split_once("<postgres>"))
         .map(|(pid, _)| pid)
         .collect();
+    let traced: HashSet<&str> = trace.lines().filter_map(|line| line.split(['<', ' ']).next()).collect();
     let is_forbidden = |line: &&str| {
         // PID<program> call(arguments) = result
         let Some((call, arguments)) = line.split_once('(') else { return false };
-        let caller = line.split(['<', ' ']).next().unwrap_or_default();
         let call = call.rsplit(' ').next().unwrap_or_default();
         match call {
             "execve" => NEVER_RUN.iter().any(|word| arguments.contains(word)),
             "kill" | "tkill" => {
-                !arguments.contains("<postgres>") && !arguments.contains(", 0)") && !arguments.starts_with(caller)
+                let pid = arguments.trim_start_matches('-').split(['<', ',']).next().unwrap_or_default();
+                !arguments.contains("<postgres>") && !arguments.contains(", 0)") && !traced.contains(pid)
             }
             "pidfd_send_signal" => {
                 let pid = arguments.split_once("<pid:").and_then(|(_, rest)| rest.split(['>', '<']).next());
@@ -76,7 +107,9 @@ mod tests {
 12<pg-recover> pidfd_open(77<postgres>, 0) = 5<pid:77>
 12<pg-recover> pidfd_send_signal(5<pid:77>, SIGINT, NULL, 0) = 0
 12<pg-recover> kill(78<sleep>, 0) = 0
-12<pg-recover> kill(12<pg-recover>, SIGKILL) = 0
+13<pg-recover> kill(12<pg-recover>, SIGKILL) = 0
+14<systemctl> execve("/usr/bin/systemctl", ["systemctl"], 0x7f) = 0
+12<pg-recover> kill(-14, SIGTERM) = 0
 12<pg-recover> unlink("/var/lib/postgresql/17/main/postmaster.pid.12") = 0
 "#;
         assert_eq!(forbidden(allowed), Vec::<String>::new());

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::machine::Machine;
 use crate::poll::poll_until;
-use crate::{Cluster, Disk, File, Journal, Ledger, Output, Signal, Suite, image};
+use crate::{Cluster, Disk, File, Journal, Ledger, Output, Signal, Suite, image, trace};
 
 /// No command of a test may hang the test.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -18,6 +18,14 @@ const SOON: Duration = Duration::from_secs(60);
 pub struct Host {
     suite: Suite,
     machine: Machine,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.assert_nothing_forbidden();
+        }
+    }
 }
 
 impl Host {
@@ -47,7 +55,7 @@ impl Host {
     }
 
     pub(crate) fn on(suite: Suite, layers: &[PathBuf]) -> Host {
-        let host = Host { suite, machine: Machine::boot(layers) };
+        let host = Host { suite, machine: Machine::boot(layers, trace::prepare) };
         host.wait_until_accepting(SOON);
         host
     }
@@ -93,6 +101,15 @@ impl Host {
     pub fn shut_down(&self) {
         self.run("systemctl poweroff");
         self.machine.wait_for_poweroff();
+    }
+
+    /// Nothing that must never be done was done by an actor so far, as far as it is traced ([`trace::trace_actors`]). Returns how many
+    /// of its acts were seen.
+    #[track_caller]
+    pub fn assert_nothing_forbidden(&self) -> usize {
+        let (forbidden, seen) = trace::forbidden_acts(&self.machine.root());
+        assert!(forbidden.is_empty(), "forbidden acts:\n{}", forbidden.join("\n"));
+        seen
     }
 
     // ---- commands ------------------------------------------------------------------------------------------------

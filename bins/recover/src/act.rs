@@ -62,6 +62,7 @@ impl Actor<'_> {
                 self.restore_mode()
             }
             Step::RestoreConfiguration { restore, set_aside } => self.restore_configuration(restore, set_aside),
+            Step::GiveUpWal => self.give_up_wal(),
             Step::Start => self.start(memory),
         }
     }
@@ -74,6 +75,9 @@ impl Actor<'_> {
         let (_, lock_file) = self.cluster.lock_file();
         if !lock_file.is_empty() {
             state::replace(&folder.join(pidfile::NAME), &lock_file, 0o600)?;
+        }
+        if let Some(evidence) = evidence::load(&self.cluster.name()) {
+            state::replace(&folder.join("evidence.json"), &serde_json::to_vec(&evidence)?, 0o600)?;
         }
         if let Ok(Ok((_, bytes))) = self.cluster.owner.act(|| Control::read(&self.cluster.data_directory)) {
             state::replace(&folder.join("pg_control"), &bytes, 0o600)?;
@@ -439,6 +443,14 @@ impl Actor<'_> {
             told.push(path.display().to_string());
         }
         Ok(told.join(", "))
+    }
+
+    /// The evidence, which has been saved, is no longer what a start is measured by.
+    fn give_up_wal(&self) -> Result<String> {
+        let flushed = evidence::load(&self.cluster.name()).map(|evidence| evidence.flush_lsn).unwrap_or_default();
+        evidence::forget(&self.cluster.name())
+            .map_err(|e| Error::failed(format!("could not forget that {flushed} had been flushed: {e}")))?;
+        Ok(format!("as approved: commits up to {flushed} that are not in the WAL that is there are given up"))
     }
 
     fn start(&self, memory: &mut Memory) -> Result<String> {

@@ -56,6 +56,8 @@ pub enum Fault {
     NoRoom,
     /// S8: folders of the data directory are missing that are empty by design.
     MissingFolders,
+    /// S11: WAL that was flushed is not there. Nothing is done about it without a person's approval.
+    WalMissing,
     /// S7: owner or mode of the data directory, or mode of something in it.
     Mode,
     /// C1 to C5: the configuration, or the TLS key and certificate in it, does not let it start.
@@ -86,6 +88,7 @@ impl Fault {
             Fault::ControlFile => "S9",
             Fault::NoRoom => "S2",
             Fault::MissingFolders => "S8",
+            Fault::WalMissing => "S11",
             Fault::Mode => "S7",
             Fault::Configuration(class) | Fault::InTurns(class) | Fault::NotOurs(class) => class,
             Fault::Unknown => "unknown",
@@ -123,7 +126,9 @@ impl Fault {
             Fault::InTurns(_) => {
                 "it serves and does not serve in turns, and was helped so often that it is left as it is for a while"
             }
-            Fault::NotOurs(class) => meaning::of(class).map_or("this is a fault that wants a person", |row| row.means),
+            Fault::NotOurs(_) | Fault::WalMissing => {
+                meaning::of(self.class()).map_or("this is a fault that wants a person", |row| row.means)
+            }
             Fault::Unknown => "nothing that this program knows explains what it sees",
         };
         format!("{text} ({})", self.class())
@@ -369,6 +374,7 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
                 Fault::NotOurs("S7")
             }
             ("S2", _) if makes_room(facts) => Fault::NoRoom,
+            ("S11", _) => Fault::WalMissing,
             ("S9", Ok(())) => Fault::ControlFile,
             ("S9", Err(why)) => {
                 evidence.push(why.clone());

@@ -27,6 +27,7 @@ Usage: pg-recover [OPTION]... [--plan]
        pg-recover pause [DURATION] [REASON]   leave everything alone for a while (1h by default)
        pg-recover resume                      end the pause
        pg-recover reset                       try again after \"manual intervention required\"
+       pg-recover approve STEP [--always]     allow a step that gives up data, this once or whenever it is needed
        pg-recover history                     what was done so far, and how often it helped
        pg-recover explain [ID]                one of these recoveries as a story; the last one without an ID
 
@@ -44,15 +45,19 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<Code> {
-    let args = Args::parse(HELP, &["plan"])?;
+    let args = Args::parse(HELP, &["plan", "always"])?;
     let config = args.load_config()?;
     let clusters = Cluster::select(&config, &args.clusters)?;
+    if args.has("always") && args.words.first().is_none_or(|word| word != "approve") {
+        return Err(Error::usage("--always belongs to approve").hint("Try --help."));
+    }
     match args.words.first().map(String::as_str) {
         None if args.has("plan") => report::plans(&clusters, &config, args.json),
         None => recovery::all(clusters, &config, args.json),
         Some("pause") => operator::pause(&args.words[1..], &args.clusters),
         Some("resume") => operator::resume(&args.clusters),
         Some("reset") => operator::reset(&clusters),
+        Some("approve") => operator::approve(&args.words[1..], args.has("always"), &clusters),
         Some("history") => history::list(&args.clusters, args.json),
         Some("explain") => history::explain(&args.words[1..], &args.clusters, args.json),
         Some(word) => Err(Error::usage(format!("unknown command \"{word}\"")).hint("Try --help.")),

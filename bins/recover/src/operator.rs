@@ -1,4 +1,4 @@
-//! What a person says to the healing: pause, resume, reset.
+//! What a person says to the healing: pause, resume, reset, approve.
 
 use std::time::Duration;
 
@@ -6,12 +6,17 @@ use shared::clock::Stamp;
 use shared::cluster::Cluster;
 use shared::config::parse_duration;
 use shared::exit::Code;
+use shared::lock::Lock;
 use shared::pause::{self, Pause};
-use shared::standing::{self, Verdict};
-use shared::{Error, Result};
+use shared::standing::{self, Approval, Verdict};
+use shared::{Error, Result, unit};
+
+use crate::plan::Step;
 
 /// Nobody means a pause of more than a month.
 const LONGEST: Duration = Duration::from_secs(31 * 86_400);
+/// How long an approval waits for whoever is at work on the cluster.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// `pause [DURATION] [REASON]`
 pub fn pause(words: &[String], clusters: &[String]) -> Result<Code> {
@@ -32,8 +37,8 @@ pub fn pause(words: &[String], clusters: &[String]) -> Result<Code> {
     need_root()?;
     keep_others(clusters, "replace")?;
     let reason = if reason.is_empty() { "no reason given".to_string() } else { reason };
-    let by = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "root".into());
-    let pause = Pause { since: Stamp::now(), seconds: duration.as_secs(), reason, by, clusters: clusters.to_vec() };
+    let pause =
+        Pause { since: Stamp::now(), seconds: duration.as_secs(), reason, by: person(), clusters: clusters.to_vec() };
     pause.save()?;
     let what = if clusters.is_empty() { "all clusters".to_string() } else { clusters.join(", ") };
     log::warn!("paused for {}min: {what}: {}", duration.as_secs().div_ceil(60), pause.reason);
@@ -63,11 +68,56 @@ pub fn reset(clusters: &[Cluster]) -> Result<Code> {
     need_root()?;
     for cluster in clusters {
         let mut verdict = standing::verdict(&cluster.name());
-        verdict.value = Verdict { reset: Stamp::now().rfc3339(), ..Verdict::default() };
+        let approved = verdict.value.lasting_approvals();
+        verdict.value = Verdict { reset: Stamp::now().rfc3339(), approved, ..Verdict::default() };
         verdict.save().map_err(|e| Error::failed(format!("could not reset cluster {}: {e}", cluster.name())))?;
         log::warn!(PG_CLUSTER = cluster.name(); "reset: failed recoveries are forgotten, the next one may act");
     }
     Ok(Code::Ok)
+}
+
+/// `approve STEP [--always]`: allows a step that gives up data, and has pg-recovery.service take it. Without `--always` it has to be
+/// waiting.
+pub fn approve(words: &[String], always: bool, clusters: &[Cluster]) -> Result<Code> {
+    let [step] = words else {
+        return Err(Error::usage("approve takes one step").hint("pg-recover --plan names it."));
+    };
+    if !Step::NEED_APPROVAL.contains(&step.as_str()) {
+        return Err(Error::usage(format!("no step \"{step}\" needs an approval"))
+            .hint(format!("Those that do: {}.", Step::NEED_APPROVAL.join(", "))));
+    }
+    need_root()?;
+    let mut approved = 0;
+    for cluster in clusters {
+        let name = cluster.name();
+        let Some(_held) = Lock::take(&name, PATIENCE)? else {
+            return Err(Error::with(Code::TempFail, format!("another program is at work on cluster {name}"))
+                .hint("Try again when it is done."));
+        };
+        let mut verdict = standing::verdict(&name);
+        if !always && verdict.value.waiting != *step {
+            continue;
+        }
+        let approval = Approval { step: step.clone(), always, by: person(), at: Stamp::now() };
+        let value = &mut verdict.value;
+        value.approved.retain(|given| given.step != *step);
+        log::warn!(PG_CLUSTER = name, PG_STEP = step.as_str(); "cluster {name}: {} approves step {step}{}", approval.by, if always { ", always" } else { "" });
+        value.approved.push(approval);
+        // It is no longer for a person.
+        (value.manual, value.attempts, value.handed_over) = (false, 0, String::new());
+        verdict.save().map_err(|e| Error::failed(format!("could not save the approval for cluster {name}: {e}")))?;
+        approved += 1;
+    }
+    if approved == 0 {
+        return Err(Error::failed(format!("step {step} waits for approval on no cluster"))
+            .hint("pg-recover --plan says what is found and would be done."));
+    }
+    unit::start("pg-recovery.service")?;
+    Ok(Code::Ok)
+}
+
+fn person() -> String {
+    std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "root".into())
 }
 
 pub fn need_root() -> Result<()> {

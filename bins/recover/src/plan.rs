@@ -16,6 +16,8 @@ pub enum Risk {
     None,
     /// Clients lose their connections, or a file is put back; no commit can be lost.
     Low,
+    /// Commits are given up. Only with a person's approval.
+    Data,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -50,10 +52,15 @@ pub enum Step {
         restore: Vec<PathBuf>,
         set_aside: Vec<PathBuf>,
     },
+    /// Forget which position was flushed; the server then starts with the WAL that there is.
+    GiveUpWal,
     Start,
 }
 
 impl Step {
+    /// The names of those with [`Risk::Data`].
+    pub const NEED_APPROVAL: &[&str] = &["give-up-wal"];
+
     pub fn name(&self) -> &'static str {
         match self {
             Step::Continue => "continue",
@@ -70,6 +77,7 @@ impl Step {
             Step::RestoreControlFile => "restore-control-file",
             Step::RestoreMode => "restore-mode",
             Step::RestoreConfiguration { .. } => "restore-configuration",
+            Step::GiveUpWal => "give-up-wal",
             Step::Start => "start",
         }
     }
@@ -103,6 +111,7 @@ impl Step {
             | Step::ReleaseBallast
             | Step::MakeFolders
             | Step::Start => Risk::None,
+            Step::GiveUpWal => Risk::Data,
             _ => Risk::Low,
         }
     }
@@ -154,6 +163,9 @@ fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
         | Fault::InTurns(_)
         | Fault::NotOurs(_)
         | Fault::Unknown => Vec::new(),
+        Fault::WalMissing => {
+            vec![(Step::GiveUpWal, "the server then starts without the commits that are in the missing WAL"), start]
+        }
         Fault::Killed | Fault::OutOfMemory | Fault::Down => vec![start],
         Fault::Stopped => {
             let mut steps =
@@ -440,6 +452,7 @@ mod tests {
                 "S8",
                 &["make-folders", "start"],
             ),
+            (Facts { obstacles: obstacle("S11"), ..killed() }, "S11", &["give-up-wal", "start"]),
             (Facts { wrong_modes: wrong(), ..killed() }, "S7", &["restore-mode", "start"]),
             (Facts { wrong_modes: wrong(), obstacles: obstacle("S11"), ..killed() }, "S7", &["restore-mode", "start"]),
             (Facts { wrong_modes: wrong(), ..well() }, "S7", &["restore-mode"]),
@@ -511,7 +524,6 @@ mod tests {
             (socket(false, "ready"), "P12"),
             (socket(true, "stopping"), "H2"),
             (Facts { socket_lost: None, ..socket(true, "ready") }, "O1"),
-            (Facts { obstacles: obstacle("S11"), ..killed() }, "S11"),
             (Facts { obstacles: obstacle("S9"), ..killed() }, "S9"),
             (Facts { control: Err(ControlError::Missing), ..well() }, "S9"),
             (Facts { obstacles: obstacle("S6"), ..killed() }, "S6"),

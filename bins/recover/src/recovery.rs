@@ -21,7 +21,7 @@ use crate::act::Actor;
 use crate::diagnosis::{Diagnosis, Fault, diagnose};
 use crate::facts::{self, Facts, Memory};
 use crate::operator;
-use crate::plan::{Planned, Step, plan};
+use crate::plan::{Planned, Risk, Step, plan};
 use crate::report;
 use crate::turns::Turns;
 
@@ -184,7 +184,11 @@ impl<'a> Recovery<'a> {
                     log::warn!(PG_CLUSTER = self.name; "cluster {}: {warning}", self.name);
                 }
             }
-            let next = plan(&facts, &diagnosis, &self.tried).into_iter().next();
+            let mut next = plan(&facts, &diagnosis, &self.tried).into_iter().next();
+            let is_allowed =
+                |planned: &Planned| planned.risk != Risk::Data || self.verdict.value.is_approved(planned.step.name());
+            let waiting = next.take_if(|planned| !is_allowed(planned));
+            self.verdict.value.waiting = waiting.map(|planned| planned.step.name().into()).unwrap_or_default();
             match (&diagnosis.fault, next) {
                 (Fault::Well, _) if self.tried.is_empty() => return Ok(self.well()),
                 (Fault::Well, _) => return Ok(self.prove()),
@@ -260,6 +264,13 @@ impl<'a> Recovery<'a> {
             self.verdict.save_or_warn();
         }
         stop_here_for_a_test(self.tried.len() + 1);
+        if planned.risk == Risk::Data {
+            // Used up before it is used: if this run is killed now, the person is asked again.
+            self.verdict.value.approved.retain(|approval| approval.always || approval.step != step.name());
+            self.verdict.save_or_warn();
+            // Measured by what is given up, nothing would ever be proven.
+            self.recorded = None;
+        }
         let actor = Actor { cluster: &self.cluster, config: self.config, id: &self.id };
         if self.tried.is_empty()
             && let Err(e) = actor.save_evidence()
@@ -387,6 +398,9 @@ impl<'a> Recovery<'a> {
                 self.cluster.unit
             ));
         }
+        if !self.verdict.value.waiting.is_empty() {
+            what.push(format!("step {} waits for approval", self.verdict.value.waiting));
+        }
         self.alarm(&format!("{}; nothing was changed", what.join("; ")));
         self.finish("manual", Code::Unavailable)
     }
@@ -401,9 +415,11 @@ impl<'a> Recovery<'a> {
             return self.require_a_person("two recoveries in a row met the same failure, which is not known", "failed");
         }
         self.verdict.save_or_warn();
-        if meaning::is_of_storage(diagnosis.fault.class()) {
-            // Not for the death that it caused first.
+        if matches!(diagnosis.fault, Fault::NotOurs(_)) {
+            // Not the death that it caused first.
             self.record.fault = diagnosis.fault.class().into();
+        }
+        if meaning::outlives_starts(diagnosis.fault.class()) {
             return self.require_a_person("a start meets the same again, so no more will be tried", "manual");
         }
         self.failed()
@@ -475,6 +491,7 @@ fn past(verdict: &Verdict) -> Verdict {
         disturbed: verdict.disturbed.clone(),
         told: verdict.told.clone(),
         reset: verdict.reset.clone(),
+        approved: verdict.lasting_approvals(),
         ..Verdict::default()
     }
 }

@@ -11,7 +11,7 @@ use shared::standing;
 
 use crate::diagnosis::{Diagnosis, Fault, diagnose};
 use crate::facts::{self, Memory};
-use crate::plan::{Planned, plan};
+use crate::plan::{Planned, Risk, plan};
 
 #[derive(Serialize)]
 struct Report {
@@ -51,7 +51,15 @@ pub fn plans(clusters: &[Cluster], config: &Config, json: bool) -> Result<Code> 
             text.push_str(&format!("  evidence: {line}\n"));
         }
         for (number, step) in cluster.plan.iter().enumerate() {
-            text.push_str(&format!("  step {}: {} ({})\n", number + 1, step.step.name(), step.why));
+            let name = step.step.name();
+            let waits = match step.risk {
+                Risk::Data => format!(
+                    "; it gives up data, and waits for: pg-recover approve {name} --cluster {}",
+                    cluster.cluster
+                ),
+                _ => String::new(),
+            };
+            text.push_str(&format!("  step {}: {name} ({}{waits})\n", number + 1, step.why));
         }
         if cluster.plan.is_empty() {
             let nothing = match cluster.diagnosis.fault {
