@@ -50,7 +50,9 @@ pub(crate) fn prepare(root: &Path) {
         write(
             format!("usr/local/sbin/{program}"),
             0o755,
-            format!("#!/bin/sh\nexec {strace} /usr/sbin/{program} \"$@\"\n"),
+            format!(
+                "#!/bin/sh\n[ $(id -u) = 0 ] || exec /usr/sbin/{program} \"$@\"\nexec {strace} /usr/sbin/{program} \"$@\"\n"
+            ),
         );
         let traced = format!("[Service]\nExecStart=\nExecStart={strace} {command}\nSystemCallFilter=\n");
         write(format!("{unit}.d/trace.conf"), 0o644, traced);
