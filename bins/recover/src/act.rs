@@ -1,8 +1,9 @@
 //! The steps, carried out. Each one looks again before it touches anything, and may be repeated.
 
 use std::fs::Permissions;
+use std::io::Write;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -320,7 +321,28 @@ impl Actor<'_> {
         let path = file.socket().ok_or_else(|| Error::failed("the server has no socket"))?;
         socket::leads_to(self.cluster, postmaster).map_err(Error::failed)?;
         socket::put_back(self.cluster, &path)?;
-        Ok(format!("{} leads to PID {} again", path.display(), postmaster.pid))
+        let pid_file = self.put_pid_file_back(postmaster).map(|path| format!(", and so does {path}"));
+        Ok(format!("{} leads to PID {} again{}", path.display(), postmaster.pid, pid_file.unwrap_or_default()))
+    }
+
+    /// external_pid_file is in the same folder on Debian, and systemd takes a start for finished only when it finds the file there
+    /// (systemd.service(5), PIDFile=): the server would be "activating" for ever. The server has made it as this does (postmaster.c).
+    fn put_pid_file_back(&self, postmaster: &Process) -> Option<String> {
+        let path = self.cluster.setting("external_pid_file").filter(|path| path.starts_with('/'))?;
+        let made = self.cluster.owner.act(|| {
+            let mut options = std::fs::OpenOptions::new();
+            let mut file = options.write(true).create_new(true).mode(0o644).open(path)?;
+            file.set_permissions(Permissions::from_mode(0o644))?;
+            writeln!(file, "{}", postmaster.pid)
+        });
+        match made {
+            Ok(Ok(())) => Some(path.into()),
+            Ok(Err(e)) if e.kind() == std::io::ErrorKind::AlreadyExists => None,
+            failed => {
+                log::warn!(PG_CLUSTER = self.cluster.name(); "could not put {path} back: {failed:?}");
+                None
+            }
+        }
     }
 
     fn restore_mode(&self) -> Result<String> {
