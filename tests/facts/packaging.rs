@@ -184,7 +184,9 @@ facts_on_both_suites! {
         switched_off(&host);
     }
 
-    fn a_recovery_at_work_outlives_an_upgrade_and_is_waited_for_by_a_removal(host: Host) {
+    fn a_recovery_at_work_outlives_an_upgrade_and_is_waited_for_by_a_removal(suite: Suite) {
+        host::trace_actors(false);
+        let host = Host::boot(suite);
         an_older_version(&host);
         long_recovery(&host);
         let recovery = host.property_of("pg-recovery.service", "MainPID");
@@ -222,7 +224,9 @@ facts_on_both_suites! {
         assert_eq!(states(&host), ["active"; 3]);
     }
 
-    fn purging_leaves_nothing_behind_that_is_ours(host: Host) {
+    fn purging_leaves_nothing_behind_that_is_ours(suite: Suite) {
+        host::trace_actors(false);
+        let host = Host::boot(suite);
         host.sh("echo 'mode = \"observe\"' >/etc/pg-recovery/config.d/mine.toml");
         host.sh("systemctl start pg-health-check.service");
         assert_eq!(host.psql("SELECT count(*) FROM pgrecovery.heartbeat"), "1");
@@ -295,7 +299,9 @@ var/lib/pg-recovery/watchdog/ root 755";
         assert_eq!(found, expected);
     }
 
-    fn systemd_has_nothing_to_say_about_the_units(host: Host) {
+    fn systemd_has_nothing_to_say_about_the_units(suite: Suite) {
+        host::trace_actors(false);
+        let host = Host::boot(suite);
         // What is masked cannot be analyzed.
         host.sh("systemctl unmask pg-wal-stream.service");
         let output = host.run("systemd-analyze verify --man=no /usr/lib/systemd/system/pg-*");

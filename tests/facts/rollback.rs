@@ -526,8 +526,8 @@ facts_on_both_suites! {
         let output = host.start_and_wait("pg-rollback@config.service");
         assert!(output.success(), "{output}\n{}", host.sh("journalctl -u pg-rollback@config.service"));
         assert_eq!(files(&host), before);
-        let journal = host.journal_of("pg-rollback");
-        journal.says(&format!("cluster {} is as in its last good recovery points", second.name()));
+        let well = format!("cluster {} is as in its last good recovery points", second.name());
+        host.wait_for_journal("pg-rollback", &well, SOON);
     }
 
     fn a_change_under_guard_comes_back_unless_it_is_confirmed(suite: Suite) {
