@@ -68,6 +68,7 @@ pub struct Config {
     pub recover: Recover,
     pub backup: Backup,
     pub notify: Notify,
+    pub tls: Tls,
     pub cluster: Vec<ClusterEntry>,
 }
 
@@ -375,6 +376,160 @@ impl Default for Backup {
             max_rate: 0,
             drill_queries: Vec::new(),
         }
+    }
+}
+
+/// `[tls]`: certificates, see bins/cert-renew.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    /// Percentage of its lifetime that is left of a certificate when it is renewed.
+    pub renew_left: u8,
+    /// How long a certificate is good for that this host signs itself.
+    #[serde(deserialize_with = "duration")]
+    pub lifetime: Duration,
+    /// Further files with certificates and revocation lists whose end is told.
+    pub watch: Vec<PathBuf>,
+    pub certificate: Vec<Certificate>,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Tls { renew_left: 33, lifetime: Duration::from_secs(90 * 86_400), watch: Vec::new(), certificate: Vec::new() }
+    }
+}
+
+/// Where a new key with its certificate comes from.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// A certificate authority that speaks ACME (RFC 8555).
+    Acme,
+    /// What another program renews there: certbot, lego.
+    Directory,
+    /// A program that writes them.
+    Command,
+    /// A certificate authority on this host.
+    Ca,
+    /// Nobody signs it but itself.
+    SelfSigned,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyKind {
+    /// P-256.
+    #[default]
+    Ecdsa,
+    /// 3072 bits.
+    Rsa,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TLS begins behind an SSLRequest, as PostgreSQL and its poolers have it.
+    #[default]
+    Postgresql,
+    /// TLS from the first byte on.
+    Tls,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+pub enum Challenge {
+    #[default]
+    #[serde(rename = "http-01")]
+    Http,
+    #[serde(rename = "dns-01")]
+    Dns,
+}
+
+/// `[[tls.certificate]]`: one certificate, of a cluster or of another service.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// `16/main`, or a word of one's own for what is no cluster.
+    #[serde(deserialize_with = "certificate_name")]
+    pub name: String,
+    pub source: Source,
+    /// DNS names and addresses that it must cover; empty: those that the one in place covers.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// What clients verify it with; absent: the certificates that the host trusts.
+    pub ca_file: Option<PathBuf>,
+    #[serde(default)]
+    pub key: KeyKind,
+    /// command: the program and its arguments.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// directory: where the other program leaves them.
+    pub directory: Option<PathBuf>,
+    /// acme: the address of the directory of the authority, what signed its own certificate, whom it may write to.
+    #[serde(default)]
+    pub acme_directory: String,
+    pub acme_ca_file: Option<PathBuf>,
+    #[serde(default)]
+    pub acme_contact: String,
+    #[serde(default)]
+    pub challenge: Challenge,
+    /// http-01: the folder that a web server shows as `/.well-known/acme-challenge`; absent: our own listener.
+    pub webroot: Option<PathBuf>,
+    #[serde(default = "port_80")]
+    pub listen: String,
+    /// dns-01: the program that makes and removes the record, with its arguments.
+    #[serde(default)]
+    pub hook: Vec<String>,
+    /// What is no cluster: the user whose key it is, the unit that reads it again, and where it is served.
+    #[serde(default)]
+    pub owner: String,
+    #[serde(default)]
+    pub reload: String,
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+fn port_80() -> String {
+    "[::]:80".into()
+}
+
+impl Certificate {
+    pub fn is_of_cluster(&self) -> bool {
+        self.name.contains('/')
+    }
+
+    /// Why it cannot be used as it is.
+    fn mistake(&self) -> Option<String> {
+        let is = |source| self.source == source;
+        let is_program = |command: &[String]| command.first().is_some_and(|program| program.starts_with('/'));
+        let of_service = !self.owner.is_empty() && !self.reload.is_empty() && !self.addresses.is_empty();
+        let none_of_service = self.owner.is_empty() && self.reload.is_empty() && self.addresses.is_empty();
+        let is_name = |name: &String| !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c.is_control());
+        let is_dns = is(Source::Acme) && self.challenge == Challenge::Dns;
+        let paths = [&self.ca_file, &self.directory, &self.acme_ca_file, &self.webroot];
+        let why = if is(Source::Command) != is_program(&self.command) {
+            "\"command\" is needed for the source command, with the whole path of a program, and for no other"
+        } else if is(Source::Directory) != self.directory.is_some() {
+            "\"directory\" is needed for the source directory, and for no other"
+        } else if is(Source::Acme) != is_url(&self.acme_directory) || is(Source::Acme) && self.names.is_empty() {
+            "\"acme_directory\", an address that begins with https://, and \"names\" are needed for the source acme, and the first for no other"
+        } else if is_dns != is_program(&self.hook) {
+            "\"hook\" is needed for dns-01, with the whole path of a program, and for nothing else"
+        } else if is(Source::Acme) && self.webroot.is_none() && self.listen.parse::<std::net::SocketAddr>().is_err() {
+            "\"listen\" is not an address with a port, such as [::]:80"
+        } else if paths.into_iter().flatten().any(|path| !path.is_absolute()) {
+            "a path must begin with /"
+        } else if !self.names.iter().all(is_name) {
+            "a name in \"names\" is not one"
+        } else if if self.is_of_cluster() { !none_of_service } else { !of_service } {
+            "\"owner\", \"reload\" and \"addresses\" are needed for what is no cluster (VERSION/NAME), and for nothing else"
+        } else if self.addresses.iter().any(|address| address.parse::<std::net::SocketAddr>().is_err()) {
+            "one of \"addresses\" is not an address with a port, such as 127.0.0.1:6432"
+        } else {
+            return None;
+        };
+        Some(format!("certificate {}: {why}", self.name))
     }
 }
 
@@ -730,6 +885,24 @@ impl Config {
                 return refuse("notify.channel", why);
             }
         }
+        let t = &self.tls;
+        if !(1..=90).contains(&t.renew_left) {
+            return refuse("tls.renew_left", "must be between 1 and 90".into());
+        }
+        if t.lifetime < Duration::from_secs(3600) || t.lifetime > Duration::from_secs(825 * 86_400) {
+            return refuse("tls.lifetime", "must be between 1h and 825d".into());
+        }
+        if t.watch.iter().any(|path| !path.is_absolute()) {
+            return refuse("tls.watch", "a path must begin with /".into());
+        }
+        for (index, certificate) in t.certificate.iter().enumerate() {
+            let is_twice = t.certificate[..index].iter().any(|other| other.name == certificate.name);
+            let twice =
+                is_twice.then(|| format!("certificate {}: there is another one of this name", certificate.name));
+            if let Some(why) = certificate.mistake().or(twice) {
+                return refuse("tls.certificate", why);
+            }
+        }
         for entry in &self.cluster {
             if entry.unit.is_some() != (entry.data_directory.is_some() && entry.bin_directory.is_some()) {
                 return refuse(
@@ -840,6 +1013,23 @@ fn cluster_name<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
     match name.split_once('/') {
         Some((version, cluster)) if !version.is_empty() && !cluster.is_empty() => Ok(name),
         _ => Err(serde::de::Error::custom(format!("\"{name}\" is not VERSION/NAME, such as 16/main"))),
+    }
+}
+
+/// `16/main`, or a word that may name a folder.
+fn certificate_name<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let name = String::deserialize(d)?;
+    let is_word = |word: &str| {
+        !word.is_empty()
+            && !word.starts_with('.')
+            && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    match name.split_once('/') {
+        Some((version, cluster)) if is_word(version) && is_word(cluster) => Ok(name),
+        None if is_word(&name) => Ok(name),
+        _ => Err(serde::de::Error::custom(format!(
+            "\"{name}\" is neither VERSION/NAME of a cluster nor a word of letters, digits, \".\", \"-\" and \"_\""
+        ))),
     }
 }
 
@@ -968,6 +1158,14 @@ mod tests {
                 "line 1, key notify.channel",
             ),
             ("notify.channel = [{ name = \"a\", kind = \"exec\", command = [\"sh\"] }]", "line 1, key notify.channel"),
+            ("[tls]\nrenew_left = 95", "line 2, key tls.renew_left"),
+            ("[tls]\nlifetime = \"1min\"", "line 2, key tls.lifetime"),
+            ("[[tls.certificate]]\nname = \"16/main\"\nsource = \"command\"", "line 1, key tls.certificate"),
+            ("[[tls.certificate]]\nname = \"web\"\nsource = \"ca\"", "line 1, key tls.certificate"),
+            (
+                "tls.certificate = [{ name = \"16/main\", source = \"acme\", acme_directory = \"https://ca/dir\" }]",
+                "line 1, key tls.certificate",
+            ),
             ("[[cluster]]\nname = \"16-red\"\nunit = \"x\"", "line 2, key cluster 16/red"),
         ] {
             let e = parse(&[("a", ""), ("c", text), ("d", "mode = \"heal\"")]).unwrap_err();
@@ -1022,6 +1220,7 @@ mod tests {
         // All are examples of what has no default.
         config.health.application = None;
         config.notify.channel.clear();
+        config.tls.certificate.clear();
         config.cluster.clear();
         assert_eq!(config, Config::default());
     }

@@ -3,6 +3,7 @@
 pub mod args;
 pub mod backup;
 pub mod ballast;
+pub mod certificate;
 pub mod client;
 pub mod clock;
 pub mod cluster;
@@ -38,6 +39,7 @@ pub mod state;
 pub mod story;
 pub mod tally;
 pub mod terminals;
+pub mod tls_store;
 pub mod unit;
 pub mod verify;
 pub mod wal;

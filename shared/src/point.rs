@@ -238,6 +238,15 @@ pub fn remember_good(cluster: &Cluster, why: &str, started_with_tls: bool) -> Re
     Ok(true)
 }
 
+/// The key and the certificate that the server was just seen to serve are good; of all else the last good copies stay.
+pub fn remember_good_tls(cluster: &Cluster, why: &str) -> Result<()> {
+    // pg-watchdog makes the first one, of all that there is.
+    let Some(last) = newest(&cluster.name(), "good") else { return Ok(()) };
+    let mut now: Vec<Copy> = last.iter().filter(|copy| !copy.tls).cloned().collect();
+    now.extend(read(cluster, &tls_files(cluster))?);
+    if last == now { Ok(()) } else { save(cluster, "good", why, &now).map(drop) }
+}
+
 /// Makes a point of these copies, which are all that there is, and forgets the oldest of its kind.
 pub fn save(cluster: &Cluster, kind: &str, why: &str, copies: &[Copy]) -> Result<String> {
     save_in(&directory(), &cluster.name(), kind, why, copies, &[])

@@ -111,6 +111,11 @@ pub fn restart(unit: &str) -> Result<()> {
     call(systemctl().args(["restart", "--no-block", "--", unit])).map(drop)
 }
 
+/// Queues a reload: its service reads its files again.
+pub fn reload(unit: &str) -> Result<()> {
+    call(systemctl().args(["reload", "--no-block", "--", unit])).map(drop)
+}
+
 /// Lets systemd read the units, drop-ins and links again.
 pub fn daemon_reload() -> Result<()> {
     call(systemctl().arg("daemon-reload")).map(drop)

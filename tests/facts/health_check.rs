@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use host::{Cluster, Disk, Host, Output, facts_on_both_suites, faults};
+use host::{Authority, Cluster, Disk, Host, Output, facts_on_both_suites, faults};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -335,11 +335,11 @@ facts_on_both_suites! {
     fn a_certificate_that_expires_soon_is_critical_and_starts_no_recovery(host: Host) {
         quiet(&host, "");
         let data = host.data_directory();
-        let made = host.as_postgres(&format!(
-            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=short.example -days 1 \
-             -keyout {data}/server.key -out {data}/server.crt && chmod 600 {data}/server.key"
-        ));
-        assert!(made.success(), "{made}");
+        let issued = Authority::self_signed(&["short.example"], -360, 1);
+        for (name, text) in [("server.crt", &issued.chain), ("server.key", &issued.key)] {
+            host.file(&format!("{data}/{name}")).write(text);
+            host.sh(&format!("chown postgres {data}/{name}; chmod 600 {data}/{name}"));
+        }
         host.psql("ALTER SYSTEM SET ssl_cert_file = 'server.crt'");
         host.psql("ALTER SYSTEM SET ssl_key_file = 'server.key'");
         host.psql("SELECT pg_reload_conf()");

@@ -289,6 +289,7 @@ run/pg-recovery/state/health postgres 755
 run/pg-recovery/state/notify _pg-notify 750
 run/pg-recovery-socket postgres 700
 var/lib/pg-recovery root 755
+var/lib/pg-recovery/cert-renew/ root 755
 var/lib/pg-recovery/evidence/ root 700
 var/lib/pg-recovery/health/ postgres 755
 var/lib/pg-recovery/notify/ _pg-notify 750
@@ -316,6 +317,7 @@ var/lib/pg-recovery/watchdog/ root 755";
             ("pg-backup", 18),
             ("pg-wal-stream", 18),
             ("pg-restore-drill", 18),
+            ("pg-cert-renew", 35),
             ("pg-notify@timer", 18),
             ("pg-status", 18),
         ] {

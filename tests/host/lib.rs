@@ -3,6 +3,7 @@
 //! A machine is systemd as PID 1 and the distribution's own PostgreSQL in systemd-nspawn, on an overlay of its own. It is
 //! gone when its [`Host`] is dropped, and also when the test process is killed. See `CONTRIBUTING.md` for how to run tests.
 
+mod authority;
 mod book;
 mod cluster;
 mod disk;
@@ -20,6 +21,7 @@ mod words;
 #[path = "../faults/mod.rs"]
 pub mod faults;
 
+pub use authority::{Authority, Issued};
 pub use book::{Book, Entry, Status, Tally, monotonic_ms};
 pub use cluster::Cluster;
 pub use disk::Disk;

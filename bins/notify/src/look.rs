@@ -15,13 +15,14 @@ use shared::{health, pause, state};
 const FRESH: Duration = Duration::from_secs(180);
 
 /// What must not fail.
-const UNITS: [&str; 10] = [
+const UNITS: [&str; 11] = [
     "pg-watchdog.service",
     "pg-recovery.service",
     "pg-health-check.service",
     "pg-backup.service",
     "pg-wal-stream.service",
     "pg-restore-drill.service",
+    "pg-cert-renew.service",
     "pg-rollback-guard.service",
     "pg-rollback@config.service",
     "pg-rollback@security.service",

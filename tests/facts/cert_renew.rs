@@ -1,0 +1,412 @@
+//! Certificates renew themselves, and the server is seen to serve the new one.
+
+use std::time::Duration;
+
+use host::{Authority, Host, Issued, Suite, facts_on_both_suites, faults};
+
+const SOON: Duration = Duration::from_secs(60);
+const NAMES: [&str; 2] = ["localhost", "db.example"];
+
+/// A machine whose cluster lets clients in over TLS, and whose certificates come from a program: from `/srv/next.*`, from an
+/// authority that clients trust by `/srv/root.crt`.
+fn boot(suite: Suite) -> (Host, Authority) {
+    let (host, authority) = (Host::boot(suite), Authority::new());
+    host.file("/srv/root.crt").write(authority.root());
+    host.file("/usr/local/sbin/new-pair").write(
+        "#!/bin/sh -e\n[ ! -e /srv/broken ] || { cat /srv/broken >&2; exit 3; }\n\
+         cp -P /srv/next.crt \"$PG_CERT_DIRECTORY/server.crt\"; cp -P /srv/next.key \"$PG_CERT_DIRECTORY/server.key\"\n",
+    );
+    host.sh("chmod 755 /usr/local/sbin/new-pair; chmod 700 /srv");
+    configure(&host, "source = \"command\"\ncommand = [\"/usr/local/sbin/new-pair\"]");
+    let rules = host.file(&format!("{}/pg_hba.conf", host.configuration_directory()));
+    rules.write(format!("hostssl all postgres samehost trust\n{}", rules.read()));
+    host.psql("SELECT pg_reload_conf()");
+    host.sh("install -m 644 /srv/root.crt /tmp/root.crt");
+    (host, authority)
+}
+
+fn configure(host: &Host, source: &str) {
+    let name = host.cluster();
+    host.configure(&format!(
+        "[[tls.certificate]]\nname = \"{name}\"\nnames = [\"localhost\"]\nca_file = \"/srv/root.crt\"\n{source}\n"
+    ));
+}
+
+/// What the program will bring next time.
+fn offer(host: &Host, issued: &Issued) {
+    host.file("/srv/next.crt").write(&issued.chain);
+    host.file("/srv/next.key").write(&issued.key);
+}
+
+fn psql_over_tls(host: &Host, sql: &str) -> host::Output {
+    let words =
+        "psql -XAtq 'host=localhost user=postgres dbname=postgres sslmode=verify-full sslrootcert=/tmp/root.crt'";
+    host.run(&format!("timeout 20 {words} -c \"{sql}\""))
+}
+
+/// SHA-256 of the certificate that is served on an address.
+fn served(host: &Host, address: &str) -> String {
+    fingerprint(host, &format!("echo | timeout 20 openssl s_client -starttls postgres -connect {address} 2>/dev/null"))
+}
+
+fn fingerprint(host: &Host, of: &str) -> String {
+    host.sh(&format!("{of} | openssl x509 -noout -fingerprint -sha256 | cut -d= -f2"))
+}
+
+fn offered(host: &Host) -> String {
+    fingerprint(host, "cat /srv/next.crt")
+}
+
+fn store(host: &Host) -> String {
+    format!("/var/lib/pg-recovery-tls/{}-main", host.version())
+}
+
+/// A real authority that speaks ACME, on loopback: Debian's pebble, and its DNS, in which each name is 127.0.0.1.
+fn start_authority(host: &Host) {
+    host.run_as_unit(
+        "dns",
+        "root",
+        "exec pebble-challtestsrv -defaultIPv4 127.0.0.1 -defaultIPv6 '' -dns01 127.0.0.1:8053 \
+        -http01 '' -https01 '' -tlsalpn01 '' -management 127.0.0.1:8055",
+    );
+    host.run_as_unit(
+        "authority",
+        "root",
+        "PEBBLE_VA_NOSLEEP=1 exec pebble -config /srv/pebble.json -dnsserver 127.0.0.1:8053",
+    );
+    let root = "echo -e 'GET /roots/0 HTTP/1.0\\r\\n\\r' | timeout 10 openssl s_client -quiet -connect 127.0.0.1:15000 2>/dev/null \
+                | openssl x509 > /srv/acme-root.crt";
+    host.wait_until("the authority answers", SOON, || {
+        host.run(root).success() && host.run("test -s /srv/acme-root.crt").success()
+    });
+}
+
+fn resolve_to(host: &Host, address: &str) {
+    let body = format!("{{\"ip\":\"{address}\"}}");
+    let request = format!("POST /set-default-ipv4 HTTP/1.0\\r\\nContent-Length: {}\\r\\n\\r\\n", body.len());
+    host.sh(&format!("exec 3<>/dev/tcp/127.0.0.1/8055; printf '{request}%s' '{body}' >&3; grep -q '200 OK' <&3"));
+}
+
+facts_on_both_suites! {
+    fn an_authority_that_speaks_acme_signs_renews_and_refuses(suite: Suite) {
+        let host = Host::boot_beside(suite, ",pebble");
+        let authority = Authority::new();
+        let web = authority.issue(&["localhost", "127.0.0.1"], -10, 80);
+        host.file("/srv/web.crt").write(&web.chain);
+        host.file("/srv/web.key").write(&web.key);
+        host.file("/srv/web-root.crt").write(authority.root());
+        host.file("/srv/pebble.json").write(
+            r#"{"pebble":{"listenAddress":"127.0.0.1:14000","managementListenAddress":"127.0.0.1:15000","certificate":"/srv/web.crt",
+                "privateKey":"/srv/web.key","httpPort":80,"tlsPort":443,"ocspResponderURL":"","externalAccountBindingRequired":false}}"#,
+        );
+        let name = host.cluster();
+        let configure = |url: &str| host.configure(&format!(
+            "[[tls.certificate]]\nname = \"{name}\"\nsource = \"acme\"\nnames = [\"pg.example.test\"]\n\
+             ca_file = \"/srv/acme-root.crt\"\nacme_directory = \"{url}\"\nacme_ca_file = \"/srv/web-root.crt\"\n\
+             listen = \"127.0.0.1:80\"\n"
+        ));
+        configure("https://localhost:14000/dir");
+        start_authority(&host);
+        let address = "127.0.0.1:5432";
+        let snakeoil = served(&host, address);
+        assert!(host.start_and_wait("pg-cert-renew.service").success());
+        let first = served(&host, address);
+        assert_ne!(first, snakeoil);
+        host.journal_of("pg-cert-renew").says("registered an account").says("served on 127.0.0.1:5432").does_not_say("PRIVATE KEY");
+        let account = "stat -c '%U %a' /var/lib/pg-recovery/cert-renew/acme /var/lib/pg-recovery/cert-renew/acme/*";
+        assert_eq!(host.sh(account), "root 700\nroot 600");
+        assert!(host.run("ss -Hltn sport = 80").stdout.is_empty(), "nobody listens any more");
+
+        host.sh("pg-cert-renew --force");
+        let second = served(&host, address);
+        assert_ne!(second, first);
+        assert_eq!(host.journal_of("pg-cert-renew").count("registered an account"), 1);
+
+        let refused = |why: &str| {
+            let output = host.run("pg-cert-renew --force");
+            assert!(output.stderr.contains(why), "{why}: {output}");
+            assert_eq!(served(&host, address), second, "{why}");
+        };
+        // The name leads to another host.
+        resolve_to(&host, "127.0.0.9");
+        refused("does not believe that this host is pg.example.test");
+        resolve_to(&host, "127.0.0.1");
+        // The clock is a day behind, and a day ahead.
+        faults::h1_clock_jump::prepare(&host);
+        faults::h1_clock_jump::inject(&host, -86_400);
+        let output = host.run(&faults::h1_clock_jump::of("pg-cert-renew --force"));
+        assert!(output.stderr.contains("is not valid yet"), "{output}");
+        assert_eq!(served(&host, address), second);
+        faults::h1_clock_jump::inject(&host, 86_400);
+        assert!(host.run(&faults::h1_clock_jump::of("pg-cert-renew --force")).success());
+        let second = served(&host, address);
+        let refused = |why: &str| {
+            let output = host.run("pg-cert-renew --force");
+            assert!(output.stderr.contains(why), "{why}: {output}");
+            assert_eq!(served(&host, address), second, "{why}");
+        };
+        // The authority is down for a day: the old one stays, and tries become rarer.
+        host.sh("systemctl stop authority");
+        refused("onnect");
+        let tries = host.file(&format!("/var/lib/pg-recovery/cert-renew/{}-main.json", host.version()));
+        assert!(tries.read().contains("\"failures\": 1"), "{}", tries.read());
+        // It comes back without its accounts.
+        host.sh("systemctl stop dns");
+        start_authority(&host);
+        refused("without /var/lib/pg-recovery/cert-renew/acme/");
+        // Too many orders. openssl sends the file as a whole answer.
+        host.file("/srv/limited/dir").write(
+            "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/problem+json\r\nConnection: close\r\n\r\n\
+             {\"type\":\"urn:ietf:params:acme:error:rateLimited\",\"detail\":\"too many certificates\",\"status\":429}",
+        );
+        host.run_as_unit("limited", "root", "cd /srv/limited; exec openssl s_server -quiet -HTTP -accept 14001 -cert /srv/web.crt -key /srv/web.key");
+        configure("https://localhost:14001/dir");
+        host.wait_until("it listens", SOON, || !host.run("ss -Hltn sport = 14001").stdout.is_empty());
+        refused("too many certificates");
+        assert!(tries.read().contains("\"failures\": 3"), "{}", tries.read());
+        // A new account, where a person says so.
+        configure("https://localhost:14000/dir");
+        host.sh("rm -r /var/lib/pg-recovery/cert-renew/acme; pg-cert-renew --force");
+        assert_ne!(served(&host, address), second);
+        assert_eq!(host.sh("pg-cert-renew --check | grep -c ^OK"), "1");
+    }
+
+    fn twenty_renewals_are_served_and_no_session_is_refused_or_lost(suite: Suite) {
+        let (host, authority) = boot(suite);
+        offer(&host, &authority.issue(&NAMES, -1, 80));
+        let plan = host.sh("pg-cert-renew --plan");
+        assert!(plan.contains("to be renewed: "), "{plan}");
+        assert!(host.start_and_wait("pg-cert-renew.service").success());
+        assert_eq!((served(&host, "127.0.0.1:5432"), served(&host, "[::1]:5432")), (offered(&host), offered(&host)));
+        assert!(psql_over_tls(&host, "SELECT 1").success());
+        host.journal_of("pg-cert-renew").says("served on 127.0.0.1:5432, [::1]:5432").does_not_say("PRIVATE KEY");
+
+        let client = "psql -XAtq 'host=localhost user=postgres dbname=postgres sslmode=verify-full sslrootcert=/tmp/root.crt'";
+        host.run_as_unit("opened", "postgres", &format!(
+            "{{ echo 'SELECT 1;'; while [ ! -e /tmp/end ]; do sleep 0.5; done; echo 'SELECT 42;'; }} | {client} > /tmp/opened 2>&1"
+        ));
+        host.run_as_unit("each-second", "postgres", &format!(
+            "while [ ! -e /tmp/end ]; do {client} -c 'SELECT 1' >> /tmp/each 2>&1 || echo FAILED >> /tmp/each; sleep 1; done"
+        ));
+        let opened = host.file("/tmp/opened");
+        host.wait_until("a session is open", SOON, || opened.exists() && opened.read().contains('1'));
+        let postmaster = host.postmaster_pid();
+        for n in 0..20 {
+            offer(&host, &authority.issue(&NAMES, -1, 81 + n));
+            host.sh("pg-cert-renew --force");
+            assert_eq!(served(&host, "127.0.0.1:5432"), offered(&host), "renewal {n}");
+        }
+        host.file("/tmp/end").write("");
+        host.wait_until("the open session has lived on", SOON, || opened.read() == "1\n42\n");
+        let each = host.file("/tmp/each").read();
+        assert!(each.lines().all(|line| line == "1") && each.lines().count() > 5, "{each}");
+        assert_eq!(host.postmaster_pid(), postmaster, "never a restart");
+
+        // Nothing is left but what is needed to go back; and a restart takes what is there.
+        assert_eq!(host.sh(&format!("ls {} | wc -l", store(&host))), "5");
+        let rights = host.sh(&format!("cd {}; stat -Lc '%U %a' . current current/server.key", store(&host)));
+        assert_eq!(rights, "postgres 700\npostgres 700\npostgres 600");
+        host.sh(&format!("systemctl restart {}", host.unit()));
+        host.wait_until_accepting(SOON);
+        assert_eq!(served(&host, "127.0.0.1:5432"), offered(&host));
+        assert!(host.sh("pg-cert-renew --plan").contains("nothing to do"));
+
+        // Nobody else can read a key at any moment: it is made for its owner alone, in a folder that is for its owner alone.
+        offer(&host, &authority.issue(&NAMES, -1, 200));
+        host.sh("strace -f -o /tmp/trace -e trace=open,openat,creat,mkdir,mkdirat,chmod,fchmod,fchmodat pg-cert-renew --force");
+        let trace = host.file("/tmp/trace").read();
+        let keys: Vec<&str> = trace.lines().filter(|line| line.contains("pg-recovery-tls") && line.contains("server.key") && line.contains("O_CREAT")).collect();
+        assert!(keys.len() == 1 && keys[0].contains(", 0600) = "), "{keys:?}");
+        let folders: Vec<&str> = trace.lines().filter(|line| line.contains("mkdir") && line.contains("pg-recovery")).collect();
+        assert!(folders.len() > 1 && folders.iter().all(|line| line.contains(", 0700) = ")), "{folders:?}");
+        assert!(!trace.lines().any(|line| line.contains("chmod") && line.contains("server.key")), "{trace}");
+        assert!(host.run("ls /run/pg-recovery/cert-renew.*").status != 0, "no key stays in a temporary folder");
+    }
+
+    fn whatever_is_wrong_with_a_new_pair_the_old_one_goes_on_being_served(suite: Suite) {
+        let (host, authority) = boot(suite);
+        let good = authority.issue(&NAMES, -1, 80);
+        offer(&host, &good);
+        host.sh("pg-cert-renew");
+        let before = offered(&host);
+        let renewed = |days: i64| authority.issue(&NAMES, -1, days);
+        let broken = |issued: Issued, key: &str| Issued { key: key.into(), ..issued };
+        let half = renewed(81).chain;
+        let half = Issued { chain: half[..half.len() - 300].into(), ..renewed(81) };
+        let incomplete = renewed(81);
+        let incomplete = Issued { chain: incomplete.certificate.clone(), ..incomplete };
+        let backwards = renewed(81);
+        let backwards = Issued { chain: format!("{}{}{}", backwards.certificate, authority.root(), &backwards.chain[backwards.certificate.len()..]), ..backwards };
+        let stranger = Authority::new();
+        for (issued, says) in [
+            (broken(renewed(81), &renewed(81).key), "the key does not belong to the certificate"),
+            (authority.issue(&NAMES, -90, -1), "has expired"),
+            (authority.issue(&NAMES, 1, 90), "is not valid yet"),
+            (authority.issue(&["other.example"], -1, 81), "does not cover localhost, but other.example"),
+            (incomplete, "the chain is not complete"),
+            (backwards, "the chain is not in order"),
+            (stranger.issue(&NAMES, -1, 81), "the chain is not complete"),
+            (Authority::self_signed(&NAMES, -1, 81), "is signed by itself"),
+            (half, "the certificate is not whole"),
+            (broken(renewed(81), &"\0".repeat(300)), "the key cannot be read"),
+            (Issued { chain: "\0".repeat(2000), ..renewed(81) }, "no certificate"),
+            (broken(renewed(81), ""), "the key cannot be read"),
+        ] {
+            offer(&host, &issued);
+            let output = host.run("pg-cert-renew --force");
+            assert!(output.stderr.contains(says), "{says}: {output}");
+            assert_eq!(served(&host, "127.0.0.1:5432"), before, "{says}");
+        }
+        host.sh("rm /srv/next.key; ln -s /nowhere /srv/next.key");
+        assert!(host.run("pg-cert-renew --force").stderr.contains("has not left a pair"));
+        host.sh("rm /srv/next.key");
+        host.file("/srv/broken").write("no network\n");
+        assert!(host.run("pg-cert-renew --force").stderr.contains("no network"));
+        // There is time: one warning, and ever longer pauses.
+        let state = host.file(&format!("/var/lib/pg-recovery/cert-renew/{}-main.json", host.version()));
+        assert!(state.read().contains("\"failures\": 14"), "{}", state.read());
+
+        // It is told at the level that is right: little is left, and nothing comes.
+        host.file("/srv/broken").remove();
+        offer(&host, &authority.issue(&NAMES, -80, 10));
+        host.sh("pg-cert-renew --force");
+        host.file("/srv/broken").write("no network\n");
+        assert!(!host.run("pg-cert-renew --force").success(), "10 of 90 days are left");
+        assert!(host.sh("pg-cert-renew").is_empty() && host.journal_of("pg-notify").text().is_empty());
+    }
+
+    fn killed_at_every_step_a_restart_works_and_the_next_run_completes_it(suite: Suite) {
+        let (host, authority) = boot(suite);
+        let data = host.data_directory();
+        let old = authority.issue(&NAMES, -80, 10);
+        host.file("/srv/old.crt").write(&old.chain);
+        host.file("/srv/old.key").write(&old.key);
+        let plain = |host: &Host| {
+            host.sh(&format!("install -o postgres -m 600 /srv/old.crt {data}/server.crt; install -o postgres -m 600 /srv/old.key {data}/server.key"));
+            host.psql("ALTER SYSTEM SET ssl_cert_file = 'server.crt'");
+            host.psql("ALTER SYSTEM SET ssl_key_file = 'server.key'");
+            host.psql("SELECT pg_reload_conf()");
+            host.sh(&format!("rm -rf {}", store(host)));
+            host.wait_until("the old one is served", SOON, || psql_over_tls(host, "SHOW ssl_cert_file").stdout == "server.crt\n");
+        };
+        plain(&host);
+        offer(&host, &authority.issue(&NAMES, -1, 80));
+        host.sh("mount -t tmpfs -o size=4k tmpfs /var/lib/pg-recovery-tls");
+        let full = host.run("pg-cert-renew");
+        assert!(!full.success() && full.stderr.contains("No space left"), "{full}");
+        assert_eq!(psql_over_tls(&host, "SHOW ssl_cert_file").stdout, "server.crt\n");
+        host.sh("umount /var/lib/pg-recovery-tls");
+
+        for step in 1..=8 {
+            let killed = host.run(&format!("PG_RECOVERY_KILL_BEFORE_STEP={step} pg-cert-renew --force"));
+            assert_eq!(killed.status, 137, "step {step}: {killed}");
+            assert!(psql_over_tls(&host, "SELECT 1").success(), "step {step}");
+            host.sh(&format!("systemctl restart {}", host.unit()));
+            host.wait_until_accepting(SOON);
+            assert!(psql_over_tls(&host, "SELECT 1").success(), "after a restart, step {step}");
+            host.sh("pg-cert-renew --force");
+            assert_eq!(served(&host, "127.0.0.1:5432"), offered(&host), "step {step}");
+            assert!(host.sh("pg-cert-renew --plan").contains("nothing to do"), "step {step}");
+            plain(&host);
+        }
+        // A key that keeps the server from starting gives way to the one that was seen to be served, and TLS stays on.
+        host.sh("pg-cert-renew");
+        host.sh(&format!("chmod 644 {0}/current/server.key; echo x > {0}/current/server.crt", store(&host)));
+        host.run(&format!("systemctl restart {}", host.unit()));
+        host.wait_until("it serves again", Duration::from_secs(120), || psql_over_tls(&host, "SHOW ssl").stdout == "on\n");
+        assert_eq!(served(&host, "127.0.0.1:5432"), offered(&host));
+        assert_eq!(host.recoveries().last().expect("there is one")["fault"], "C5");
+        assert!(host.sh("pg-rollback list").contains("before its certificate is renewed"));
+    }
+
+    fn what_certbot_renews_is_served_within_a_minute(suite: Suite) {
+        let (host, authority) = boot(suite);
+        let live = "/etc/letsencrypt/live/db.example";
+        let renew = |n: u32, issued: &Issued| {
+            let archive = "/etc/letsencrypt/archive/db.example";
+            offer(&host, issued);
+            host.sh(&format!(
+                "install -d -m 700 /etc/letsencrypt/live /etc/letsencrypt/archive; mkdir -p {archive} {live}; \
+                 install -m 644 /srv/next.crt {archive}/fullchain{n}.pem; install -m 600 /srv/next.key {archive}/privkey{n}.pem; \
+                 ln -sfn ../../archive/db.example/privkey{n}.pem {live}/privkey.pem; \
+                 ln -sfn ../../archive/db.example/fullchain{n}.pem {live}/fullchain.pem"
+            ));
+        };
+        renew(1, &authority.issue(&NAMES, -1, 80));
+        configure(&host, &format!("source = \"directory\"\ndirectory = \"{live}\""));
+        assert!(host.start_and_wait("pg-cert-renew.service").success());
+        assert_eq!(served(&host, "127.0.0.1:5432"), offered(&host));
+        for n in 2..4 {
+            host.wait_for_state("pg-cert-renew.service", "inactive", SOON);
+            renew(n, &authority.issue(&NAMES, -1, 80 + i64::from(n)));
+            host.wait_until("it is served", SOON, || served(&host, "127.0.0.1:5432") == offered(&host));
+        }
+        assert!(psql_over_tls(&host, "SELECT 1").success());
+        host.journal_of("pg-cert-renew").says("there is a new one").does_not_say("rror");
+    }
+
+    fn a_service_that_does_not_take_a_new_pair_has_the_old_one_again(suite: Suite) {
+        let host = Host::boot(suite);
+        let pair = "/var/lib/pg-recovery-tls/web/current";
+        host.file("/etc/systemd/system/web.service").write(format!(
+            "[Service]\nExecStart=openssl s_server -quiet -accept 127.0.0.1:8443 -cert {pair}/server.crt -key {pair}/server.key\n\
+             ExecReload=/bin/true\n"
+        ));
+        host.configure(
+            "[[tls.certificate]]\nname = \"web\"\nsource = \"self-signed\"\nnames = [\"web.example\", \"127.0.0.1\"]\n\
+             owner = \"nobody\"\nreload = \"web.service\"\naddresses = [\"127.0.0.1:8443\"]\nprotocol = \"tls\"\n",
+        );
+        let served = || fingerprint(&host, "echo | timeout 20 openssl s_client -connect 127.0.0.1:8443 2>/dev/null");
+        let in_place = || fingerprint(&host, &format!("cat {pair}/server.crt"));
+        // It cannot run before there is a pair, so the first one is proven by the next run.
+        assert!(!host.start_and_wait("pg-cert-renew.service").success());
+        host.sh("systemctl start web");
+        host.wait_until("it listens", SOON, || !host.run("ss -Hltn sport = 8443").stdout.is_empty());
+        assert!(host.start_and_wait("pg-cert-renew.service").success());
+        assert_eq!(host.sh(&format!("stat -Lc '%U %a' {pair}/server.key")), "nobody 600");
+        let first = in_place();
+        assert_eq!(served(), first);
+
+        let output = host.run("pg-cert-renew --force");
+        assert!(!output.success() && output.stderr.contains("putting the last good pair back"), "{output}");
+        assert!(output.stderr.contains("web has its last good certificate again, served on 127.0.0.1:8443"), "{output}");
+        assert_eq!((served(), in_place()), (first.clone(), first));
+    }
+
+    fn what_nobody_has_told_is_left_alone_but_for_the_snake_oil_that_expires(suite: Suite) {
+        let host = Host::boot(suite);
+        let snakeoil = "/etc/ssl/certs/ssl-cert-snakeoil.pem";
+        let was = served(&host, "127.0.0.1:5432");
+        assert!(host.start_and_wait("pg-cert-renew.service").success());
+        host.journal_of("pg-cert-renew").says("nothing to do");
+        assert_eq!(served(&host, "127.0.0.1:5432"), was);
+
+        // Signed by an authority, expired, and of nobody's configuration: told, not touched.
+        let put = |issued: &Issued| {
+            host.file(snakeoil).write(&issued.chain);
+            host.file("/etc/ssl/private/ssl-cert-snakeoil.key").write(&issued.key);
+            host.psql("SELECT pg_reload_conf()");
+            offer(&host, issued);
+            host.wait_until("it is served", SOON, || served(&host, "127.0.0.1:5432") == offered(&host));
+        };
+        let authority = Authority::new();
+        put(&authority.issue(&["pghost"], -90, -1));
+        host.sh("pg-cert-renew --force");
+        assert_eq!(served(&host, "127.0.0.1:5432"), offered(&host));
+        let check = host.run("pg-cert-renew --check");
+        assert!(!check.success() && check.stdout.contains("CRITICAL"), "{check}");
+        assert!(check.stdout.contains("expired 1 days ago"), "{check}");
+
+        put(&Authority::self_signed(&["pghost"], -3640, 10));
+        let key = host.sh("stat -c '%U:%G %a' /etc/ssl/private/ssl-cert-snakeoil.key");
+        assert!(host.start_and_wait("pg-cert-renew.service").success());
+        assert_ne!(served(&host, "127.0.0.1:5432"), offered(&host));
+        let new = host.json("pg-cert-renew --check --json");
+        assert_eq!(new["certificates"][0]["status"], "ok", "{new}");
+        assert_eq!(fingerprint(&host, &format!("cat {snakeoil}")), offered(&host), "the host's own file is as it was");
+        assert_eq!(host.sh("stat -c '%U:%G %a' /etc/ssl/private/ssl-cert-snakeoil.key"), key);
+        host.sh(&format!("systemctl restart {}", host.unit()));
+        host.wait_until_accepting(SOON);
+        assert_ne!(served(&host, "127.0.0.1:5432"), offered(&host));
+    }
+}
