@@ -1,8 +1,9 @@
 //! File text -> values with defaults -> a checked `Config`.
 //!
 //! `/etc/pg-recovery/config.toml`, then `config.d/*.toml` beside it in the order of their names; a later file wins key
-//! by key, `[[cluster]]` entries are merged by `name`. Every key is optional. Each file is read by itself, then the merged
-//! whole is checked for values that are out of range or contradict each other; an error names file, line and key.
+//! by key, `[[cluster]]` and `[[service]]` entries are merged by `name`. Every key is optional. Each file is read by
+//! itself, then the merged whole is checked for values that are out of range or contradict each other; an error names
+//! file, line and key.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -70,6 +71,7 @@ pub struct Config {
     pub notify: Notify,
     pub tls: Tls,
     pub cluster: Vec<ClusterEntry>,
+    pub service: Vec<Service>,
 }
 
 /// `[health]`: what counts as healthy. Percentages are 0-100.
@@ -688,6 +690,227 @@ pub struct ClusterEntry {
     pub log_file: Option<PathBuf>,
 }
 
+/// Services of a host that are watched; each has a thread of its own.
+const MOST_SERVICES: usize = 20;
+
+/// Whether a service may be restarted.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Restart {
+    #[default]
+    Auto,
+    /// It is only reported.
+    Never,
+}
+
+/// `[[service]]`: what is no cluster and is watched with the same care: an application, a pooler, a tunnel.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    pub name: String,
+    /// `NAME.service` when absent.
+    #[serde(default)]
+    pub unit: Option<String>,
+    /// It is reached from outside through this: other defaults.
+    #[serde(default)]
+    pub tunnel: bool,
+    /// An address that must answer; or `HOST:PORT` that must take a connection. Neither: the unit must run.
+    #[serde(default)]
+    pub http: Option<String>,
+    #[serde(default)]
+    pub tcp: Option<String>,
+    /// With `http`: the status that it must answer with (any of 200-399 when absent), and what its body must contain.
+    #[serde(default)]
+    pub status: Option<u16>,
+    #[serde(default)]
+    pub body: Option<String>,
+    /// For an answer, whole.
+    #[serde(default, deserialize_with = "maybe_duration")]
+    pub deadline: Option<Duration>,
+    /// How often it is looked at while it is well.
+    #[serde(default, deserialize_with = "maybe_duration")]
+    pub interval: Option<Duration>,
+    /// Looks in a row, half a second apart, in which it must have failed to answer.
+    #[serde(default)]
+    pub failures: Option<u32>,
+    #[serde(default)]
+    pub restart: Restart,
+    /// So many restarts within the window; then it is left for `cool_down`, and a person is told.
+    #[serde(default)]
+    pub restarts: Option<u32>,
+    #[serde(default, deserialize_with = "maybe_duration")]
+    pub restart_window: Option<Duration>,
+    #[serde(default, deserialize_with = "maybe_duration")]
+    pub cool_down: Option<Duration>,
+    /// How long it may take after a restart until it answers.
+    #[serde(default, deserialize_with = "maybe_duration")]
+    pub start_timeout: Option<Duration>,
+    /// Clusters (`16/main`) and other services without which it cannot work: it is left alone while one does not serve.
+    #[serde(default)]
+    pub depends_on: Vec<String>,
+    /// Somebody is to be woken for it.
+    #[serde(default)]
+    pub critical: bool,
+    /// What is started, once, when the restarts do not help: a unit, or a program and its arguments.
+    #[serde(default)]
+    pub escalate_unit: Option<String>,
+    #[serde(default)]
+    pub escalate_command: Vec<String>,
+}
+
+impl Service {
+    pub fn unit(&self) -> String {
+        self.unit.clone().unwrap_or_else(|| format!("{}.service", self.name))
+    }
+
+    /// What lies between here and the far end of a tunnel is slower than a socket of this host.
+    pub fn deadline(&self) -> Duration {
+        self.deadline.unwrap_or(Duration::from_secs(if self.tunnel { 10 } else { 1 }))
+    }
+
+    pub fn interval(&self) -> Duration {
+        self.interval.unwrap_or(Duration::from_secs(30))
+    }
+
+    pub fn failures(&self) -> u32 {
+        self.failures.unwrap_or(3)
+    }
+
+    pub fn restarts(&self) -> u32 {
+        self.restarts.unwrap_or(5)
+    }
+
+    /// Most ends of a tunnel are somebody else's, and no restart mends these.
+    pub fn restart_window(&self) -> Duration {
+        self.restart_window.unwrap_or(Duration::from_secs(if self.tunnel { 3600 } else { 300 }))
+    }
+
+    pub fn cool_down(&self) -> Duration {
+        self.cool_down.unwrap_or(self.restart_window())
+    }
+
+    pub fn start_timeout(&self) -> Duration {
+        self.start_timeout.unwrap_or(Duration::from_secs(30))
+    }
+
+    /// The key that cannot be used as it is, and why.
+    fn mistake(&self, all: &[Service]) -> Option<(&'static str, String)> {
+        let wrong = |key, why: &str| Some((key, why.to_string()));
+        let (name, unit) = (&self.name, self.unit());
+        let twice = |is: &dyn Fn(&&Service) -> bool| all.iter().filter(is).count() > 1;
+        let is_word = |text: &str| {
+            text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) && !text.starts_with(['.', '-'])
+        };
+        if name.is_empty() || !is_word(name) {
+            return wrong("name", "must be of letters, digits, \".\", \"-\" and \"_\"");
+        }
+        if let Some(why) = no_service_unit(&unit) {
+            return Some(("unit", why));
+        }
+        if twice(&|other| other.unit() == unit) {
+            return Some(("unit", format!("{unit} is watched by another [[service]] already")));
+        }
+        match (&self.http, &self.tcp) {
+            (Some(_), Some(_)) => return wrong("tcp", "a service has either \"http\" or \"tcp\""),
+            (Some(url), None) if !is_url(url) => return wrong("http", "must begin with https:// or http://"),
+            (None, Some(address)) if !is_address(address) => return wrong("tcp", "must be HOST:PORT"),
+            (None, _) if self.status.is_some() => return wrong("status", "is for a service with \"http\""),
+            (None, _) if self.body.is_some() => return wrong("body", "is for a service with \"http\""),
+            (None, None) if self.tunnel => {
+                return wrong("tunnel", "a tunnel needs \"http\" or \"tcp\": its public address");
+            }
+            _ => {}
+        }
+        if self.status.is_some_and(|status| !(100..600).contains(&status)) {
+            return wrong("status", "must be between 100 and 599");
+        }
+        for (key, value, least, most) in [
+            ("deadline", self.deadline(), "100ms", "60s"),
+            ("interval", self.interval(), "1s", "1d"),
+            ("restart_window", self.restart_window(), "1s", "7d"),
+            ("cool_down", self.cool_down(), "1s", "7d"),
+            ("start_timeout", self.start_timeout(), "1s", "1h"),
+        ] {
+            if parse_duration(least).is_some_and(|d| value < d) || parse_duration(most).is_some_and(|d| value > d) {
+                return Some((key, format!("must be between {least} and {most}")));
+            }
+        }
+        for (key, value) in [("failures", self.failures()), ("restarts", self.restarts())] {
+            if !(1..=50).contains(&value) {
+                return wrong(key, "must be between 1 and 50");
+            }
+        }
+        for needed in &self.depends_on {
+            if !needed.contains('/') && !all.iter().any(|other| other.name == *needed) {
+                let why =
+                    format!("\"{needed}\" is neither VERSION/NAME of a cluster, such as 16/main, nor a [[service]]");
+                return Some(("depends_on", why));
+            }
+        }
+        if self.needs(&self.name, all, all.len()) {
+            return wrong("depends_on", "the service depends on itself in the end");
+        }
+        if self.escalate_unit.as_ref().is_some_and(|unit| !unit.contains('.') || !is_unit(unit)) {
+            return wrong("escalate_unit", "must be a unit with its suffix, such as repair.service");
+        }
+        if self.escalate_command.first().is_some_and(|program| !program.starts_with('/')) {
+            return wrong("escalate_command", "must begin with the whole path of a program");
+        }
+        if self.escalate_unit.is_some() && !self.escalate_command.is_empty() {
+            return wrong("escalate_command", "a service has either \"escalate_unit\" or \"escalate_command\"");
+        }
+        None
+    }
+
+    /// Does it need `name`, over `steps` others at most?
+    fn needs(&self, name: &str, all: &[Service], steps: usize) -> bool {
+        let next = |needed: &String| all.iter().find(|other| other.name == *needed);
+        self.depends_on.iter().any(|needed| {
+            needed == name || steps > 0 && next(needed).is_some_and(|other| other.needs(name, all, steps - 1))
+        })
+    }
+}
+
+/// Characters of systemd.unit(5); a template alone cannot run.
+fn is_unit(text: &str) -> bool {
+    !text.starts_with(['-', '.'])
+        && !text.contains("@.")
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b))
+}
+
+/// Why a unit is no service for `[[service]]`, and for `pg-watchdog adopt`.
+pub fn no_service_unit(unit: &str) -> Option<String> {
+    if !is_unit(unit) || !unit.ends_with(".service") || unit.len() == ".service".len() {
+        Some(format!("\"{unit}\" is not the name of a service, such as shop.service or shop@one.service"))
+    } else if unit.starts_with("postgresql@") || unit.starts_with("postgresql.") {
+        Some(format!("{unit} is a PostgreSQL cluster, and watched as such"))
+    } else if OURS.iter().any(|ours| unit.starts_with(&format!("pg-{ours}"))) {
+        Some(format!("{unit} is of pg-recovery itself"))
+    } else {
+        None
+    }
+}
+
+/// Units of this package, without `pg-` and what follows.
+const OURS: [&str; 9] = [
+    "health-check.",
+    "watchdog.",
+    "recovery.",
+    "backup.",
+    "wal-stream.",
+    "restore-drill.",
+    "rollback",
+    "notify",
+    "status.",
+];
+
+fn is_address(text: &str) -> bool {
+    let port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    text.rsplit_once(':').is_some_and(|(host, number)| {
+        !host.is_empty() && port(number) && !host.contains(|c: char| c.is_whitespace() || c.is_control())
+    })
+}
+
 impl Config {
     /// Reads `path` and the `config.d/*.toml` beside it. A missing file at the default path is the default
     /// configuration; a missing file that was asked for is an error.
@@ -903,6 +1126,14 @@ impl Config {
                 return refuse("tls.certificate", why);
             }
         }
+        if self.service.len() > MOST_SERVICES {
+            return refuse("service", format!("no more than {MOST_SERVICES} services are watched"));
+        }
+        for service in &self.service {
+            if let Some((key, why)) = service.mistake(&self.service) {
+                return refuse(&format!("service.{key} of {}", service.name), why);
+            }
+        }
         for entry in &self.cluster {
             if entry.unit.is_some() != (entry.data_directory.is_some() && entry.bin_directory.is_some()) {
                 return refuse(
@@ -922,6 +1153,12 @@ impl Config {
 
     fn entry(&self, cluster: &str) -> Option<&ClusterEntry> {
         self.cluster.iter().find(|entry| entry.name == cluster)
+    }
+
+    /// The unit of one cluster, given as `16/main`.
+    pub fn unit_of(&self, cluster: &str) -> String {
+        let described = self.entry(cluster).and_then(|entry| entry.unit.clone());
+        described.unwrap_or_else(|| format!("postgresql@{}.service", cluster.replacen('/', "-", 1)))
     }
 
     /// The mode of one cluster, given as `16/main`; observing the host observes all of them.
@@ -959,15 +1196,23 @@ fn line_at(text: &str, offset: usize) -> usize {
     text[..offset.min(text.len())].matches('\n').count() + 1
 }
 
-/// Where a file has `health.disk_warn` or `cluster 16/main`.
+/// Where a file has `health.disk_warn`, `cluster 16/main` or `service.unit of shop`; of an entry without the key, its name.
 fn line_of(text: &str, key: &str) -> Option<usize> {
     let file = toml::de::DeTable::parse(text).ok()?;
-    let value = match key.strip_prefix("cluster ") {
-        Some(wanted) => {
-            let mut names =
-                file.get_ref().get("cluster")?.get_ref().as_array()?.iter().filter_map(|e| e.get_ref().get("name"));
-            names.find(|name| name.get_ref().as_str().map(canonical).as_deref() == Some(wanted))?
+    let entry = key.strip_prefix("cluster ").map(|name| ("cluster", "name", name)).or_else(|| {
+        let (key, name) = key.split_once(" of ")?;
+        let (list, key) = key.split_once('.')?;
+        Some((list, key, name))
+    });
+    let value = match entry {
+        Some((list, key, wanted)) => {
+            let mut entries = file.get_ref().get(list)?.get_ref().as_array()?.iter();
+            let is_it = |name: &str| name == wanted || canonical(name) == wanted;
+            let entry =
+                entries.find(|e| e.get_ref().get("name").and_then(|n| n.get_ref().as_str()).is_some_and(is_it))?;
+            entry.get_ref().get(key).or_else(|| entry.get_ref().get("name"))?
         }
+        None if !key.contains('.') => file.get_ref().get(key)?,
         None => {
             let (section, name) = key.rsplit_once('.')?;
             let mut table = file.get_ref();
@@ -984,7 +1229,9 @@ fn merge(into: &mut toml::Table, from: toml::Table) {
     for (key, value) in from {
         match (into.get_mut(&key), value) {
             (Some(toml::Value::Table(old)), toml::Value::Table(new)) => merge(old, new),
-            (Some(toml::Value::Array(old)), toml::Value::Array(new)) if key == "cluster" => merge_clusters(old, new),
+            (Some(toml::Value::Array(old)), toml::Value::Array(new)) if key == "cluster" || key == "service" => {
+                merge_named(old, new);
+            }
             (_, value) => {
                 into.insert(key, value);
             }
@@ -992,7 +1239,7 @@ fn merge(into: &mut toml::Table, from: toml::Table) {
     }
 }
 
-fn merge_clusters(old: &mut Vec<toml::Value>, new: Vec<toml::Value>) {
+fn merge_named(old: &mut Vec<toml::Value>, new: Vec<toml::Value>) {
     let name = |value: &toml::Value| value.get("name").and_then(|n| n.as_str()).map(canonical);
     for value in new {
         let same = old.iter().position(|o| name(o) == name(&value));
@@ -1038,6 +1285,10 @@ fn duration<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     parse_duration(&text).ok_or_else(|| {
         serde::de::Error::custom(format!("\"{text}\" is not a time such as 250ms, 30s, 10min, 2h or 3d"))
     })
+}
+
+fn maybe_duration<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
+    duration(d).map(Some)
 }
 
 fn as_text<S: Serializer>(time: &Duration, s: S) -> Result<S::Ok, S::Error> {
@@ -1167,6 +1418,25 @@ mod tests {
                 "line 1, key tls.certificate",
             ),
             ("[[cluster]]\nname = \"16-red\"\nunit = \"x\"", "line 2, key cluster 16/red"),
+            ("[[service]]\nname = \"a b\"", "line 2, key service.name of a b"),
+            ("[[service]]\nname = \"a\"\n\ninterval = \"0s\"", "line 4, key service.interval of a"),
+            ("[[service]]\nname = \"a\"\ntunnel = true", "line 3, key service.tunnel of a"),
+            ("[[service]]\nname = \"a\"\nunit = \"postgresql@16-main.service\"", "line 3, key service.unit of a"),
+            ("[[service]]\nname = \"pg-watchdog\"", "line 2, key service.unit of pg-watchdog"),
+            ("[[service]]\nname = \"a\"\nhttp = \"x\"", "line 3, key service.http of a"),
+            ("[[service]]\nname = \"a\"\ntcp = \"x:0\"", "line 3, key service.tcp of a"),
+            ("[[service]]\nname = \"a\"\nbody = \"x\"", "line 3, key service.body of a"),
+            ("[[service]]\nname = \"a\"\nrestarts = 0", "line 3, key service.restarts of a"),
+            ("[[service]]\nname = \"a\"\ndepends_on = [\"b\"]", "line 3, key service.depends_on of a"),
+            (
+                "[[service]]\nname = \"a\"\ndepends_on = [\"b\"]\n[[service]]\nname = \"b\"\ndepends_on = [\"a\"]",
+                "line 3, key service.depends_on of a",
+            ),
+            ("[[service]]\nname = \"a\"\nescalate_command = [\"x\"]", "line 3, key service.escalate_command of a"),
+            (
+                "[[service]]\nname = \"a\"\n[[service]]\nname = \"b\"\nunit = \"a.service\"",
+                "line 2, key service.unit of a",
+            ),
         ] {
             let e = parse(&[("a", ""), ("c", text), ("d", "mode = \"heal\"")]).unwrap_err();
             assert!(e.message.contains(&format!("cannot use c, {place}: ")), "{text}: {}", e.message);
@@ -1222,7 +1492,24 @@ mod tests {
         config.notify.channel.clear();
         config.tls.certificate.clear();
         config.cluster.clear();
+        config.service.clear();
         assert_eq!(config, Config::default());
+    }
+
+    #[test]
+    fn a_service_has_defaults_and_a_tunnel_others() {
+        let files = [
+            ("a", "[[service]]\nname = \"shop\"\n[[service]]\nname = \"cf\"\ntunnel = true\nhttp = \"https://x\""),
+            ("b", "[[service]]\nname = \"shop\"\nrestarts = 2\nrestart = \"never\""),
+        ];
+        let services = parse(&files).unwrap().service;
+        let [shop, tunnel] = &services[..] else { panic!("{services:?}") };
+        let seconds = |time: Duration| time.as_secs();
+        assert_eq!((shop.unit().as_str(), shop.restarts(), shop.restart), ("shop.service", 2, Restart::Never));
+        let of = |one: &Service| [one.deadline(), one.interval(), one.restart_window(), one.cool_down()].map(seconds);
+        assert_eq!((of(shop), of(tunnel)), ([1, 30, 300, 300], [10, 30, 3600, 3600]));
+        let e = parse(&[("c", "[[service]]\nname = \"a\"\ndeadline = 3")]).unwrap_err();
+        assert!(e.message.contains("c, line 3, key deadline"), "{}", e.message);
     }
 
     #[test]

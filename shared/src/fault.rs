@@ -283,6 +283,20 @@ const CLASSES: &[Class] = &[
         rule: "Every connection slot is in use; it serves those who have one.",
         next: "Look at pg_stat_activity for who holds them, and limit that role or pool its connections.",
     },
+    Class {
+        name: "A1",
+        priority: Priority::P2,
+        rule: "A service of this host ended without being told to, or did not come up. systemd is asked to start it, so often \
+               within a time as its section allows, and not while what it depends on does not serve.",
+        next: "Read journalctl of its unit. pg-watchdog adopt shows how systemd itself would restart it.",
+    },
+    Class {
+        name: "A2",
+        priority: Priority::P2,
+        rule: "A service runs, and its address did not answer as it should several times in a row. A restart ends what it was \
+               at, so all that it depends on is seen to serve first.",
+        next: "Read journalctl of its unit, and find out what it waited for.",
+    },
     Class { name: "none", priority: Priority::P3, rule: "It runs and answers.", next: "Nothing." },
     Class {
         name: "O1",

@@ -33,6 +33,7 @@ pub mod prestart;
 pub mod process;
 pub mod record;
 pub mod server_log;
+pub mod service;
 pub mod socket;
 pub mod standing;
 pub mod state;

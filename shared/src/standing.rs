@@ -206,7 +206,7 @@ fn not_meant(start: Start, unit: &UnitState, umbrella: Option<&UnitState>) -> Op
 
 /// dpkg and apt hold fcntl locks on these files while they work. Root asks the kernel for them; others, who may not open
 /// the files, find them in /proc/locks (proc(5)).
-fn package_manager_runs() -> Option<String> {
+pub fn package_manager_runs() -> Option<String> {
     let is_locked = |path: &&str| match std::fs::File::open(path) {
         Ok(file) => holds_lock(&file),
         Err(_) => listed_as_locked(path),

@@ -32,8 +32,15 @@ pub struct UnitState {
     pub exit_status: i32,
     /// What systemd does with the unit when the OOM killer ends a process of it: continue, stop, kill.
     pub oom_policy: String,
-    /// When it last became inactive or failed: seconds since boot (CLOCK_MONOTONIC); 0: never.
+    /// When it last became inactive or failed, last became and last ceased to be active, and when its last main process began
+    /// and ended: seconds since boot (CLOCK_MONOTONIC); 0: never.
     pub inactive_since: f64,
+    pub active_enter: f64,
+    pub active_exit: f64,
+    pub main_start: f64,
+    pub main_exit: f64,
+    /// Units that take it down with them (Requires=, BindsTo=, PartOf=).
+    pub bound_to: Vec<String>,
 }
 
 impl UnitState {
@@ -41,6 +48,8 @@ impl UnitState {
         let value: HashMap<&str, &str> = text.lines().filter_map(|l| l.split_once('=')).collect();
         let get = |key: &str| value.get(key).copied().unwrap_or_default();
         let number = |key: &str| get(key).parse().unwrap_or_default();
+        let seconds = |key: &str| get(key).parse::<u64>().map_or(0.0, |us| us as f64 / 1e6);
+        let bound_to = ["Requires", "BindsTo", "PartOf"].into_iter().flat_map(|key| get(key).split_whitespace());
         UnitState {
             load: get("LoadState").into(),
             active: get("ActiveState").into(),
@@ -52,7 +61,12 @@ impl UnitState {
             exit_kind: number("ExecMainCode"),
             exit_status: number("ExecMainStatus"),
             oom_policy: get("OOMPolicy").into(),
-            inactive_since: get("InactiveEnterTimestampMonotonic").parse::<u64>().map_or(0.0, |us| us as f64 / 1e6),
+            inactive_since: seconds("InactiveEnterTimestampMonotonic"),
+            active_enter: seconds("ActiveEnterTimestampMonotonic"),
+            active_exit: seconds("ActiveExitTimestampMonotonic"),
+            main_start: seconds("ExecMainStartTimestampMonotonic"),
+            main_exit: seconds("ExecMainExitTimestampMonotonic"),
+            bound_to: bound_to.map(String::from).collect(),
         }
     }
 
@@ -65,6 +79,13 @@ impl UnitState {
     /// was a start that failed: of postgres itself, as in units that are not Debian's.
     pub fn ended_in_error(&self) -> bool {
         self.active == "failed" && self.exit_kind == 1 && self.exit_status != 0
+    }
+
+    /// It was told to stop, and failed at that: it ceased to be active before its process ended. One that ends by itself does
+    /// so the other way round, and one that fails to start was not active since its process began.
+    pub fn failed_to_stop(&self) -> bool {
+        let by_stop = matches!(self.result.as_str(), "exit-code" | "signal" | "core-dump" | "timeout");
+        self.active == "failed" && by_stop && (self.main_start..self.main_exit).contains(&self.active_exit)
     }
 
     /// How long ago it became inactive or failed.
@@ -81,7 +102,8 @@ impl UnitState {
 /// Asks for the state of several units in one call.
 pub fn show(units: &[&str]) -> Result<Vec<UnitState>> {
     let properties = "LoadState,ActiveState,SubState,Result,UnitFileState,Job,MainPID,ExecMainCode,ExecMainStatus,\
-                      InactiveEnterTimestampMonotonic,OOMPolicy";
+                      InactiveEnterTimestampMonotonic,ActiveEnterTimestampMonotonic,ActiveExitTimestampMonotonic,\
+                      ExecMainStartTimestampMonotonic,ExecMainExitTimestampMonotonic,Requires,BindsTo,PartOf,OOMPolicy";
     let mut command = systemctl();
     command.args(["show", "-p", properties, "--"]).args(units);
     let text = call(&mut command)?;
@@ -114,6 +136,16 @@ pub fn restart(unit: &str) -> Result<()> {
 /// Queues a reload: its service reads its files again.
 pub fn reload(unit: &str) -> Result<()> {
     call(systemctl().args(["reload", "--no-block", "--", unit])).map(drop)
+}
+
+/// Runs a command as a unit of its own, outside of whatever sandbox the caller is in, and does not wait for it.
+pub fn run(unit: &str, command: &[String]) -> Result<()> {
+    let mut runner = Command::new("systemd-run");
+    runner
+        .args(["--no-ask-password", "--quiet", "--collect", "--no-block", &format!("--unit={unit}"), "--"])
+        .args(command);
+    runner.env("LC_ALL", "C").env_remove("NOTIFY_SOCKET");
+    call(&mut runner).map(drop)
 }
 
 /// Lets systemd read the units, drop-ins and links again.
@@ -171,7 +203,7 @@ fn systemctl() -> Command {
 fn call(command: &mut Command) -> Result<String> {
     let what = || {
         let words: Vec<_> = command.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
-        format!("systemctl {}", words[1..].join(" "))
+        format!("{} {}", command.get_program().to_string_lossy(), words[1..].join(" "))
     };
     let what = what();
     match command::run(command, PATIENCE) {
@@ -193,6 +225,22 @@ mod tests {
         );
         assert!(state.was_killed() && !state.job && !state.is_masked());
         assert_eq!((state.active.as_str(), state.exit_status), ("failed", 9));
+    }
+
+    #[test]
+    fn an_end_that_was_asked_for_is_told_from_one_that_was_not() {
+        let of = |result: &str, active_exit| UnitState {
+            active: "failed".into(),
+            result: result.into(),
+            main_start: 10.0,
+            main_exit: 50.0,
+            active_exit,
+            ..UnitState::default()
+        };
+        assert!(of("exit-code", 49.9).failed_to_stop(), "told to stop, it ended with 143");
+        assert!(!of("exit-code", 50.1).failed_to_stop(), "it ended by itself");
+        assert!(!of("timeout", 9.0).failed_to_stop(), "it never came up");
+        assert!(!of("watchdog", 49.9).failed_to_stop() && !of("oom-kill", 49.9).failed_to_stop());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use shared::config::{Config, Severity};
 use shared::exit::Code;
 use shared::health::{Health, Status};
 use shared::unit::{self, UnitState};
-use shared::{health, pause, state};
+use shared::{health, pause, service, state};
 
 /// A result that is older says nothing about now: the check does not run.
 const FRESH: Duration = Duration::from_secs(180);
@@ -36,7 +36,7 @@ const CONFIGURATION: &str = "configuration";
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finding {
-    /// `16/main`, `16/main: warnings`, a unit, `health checks` or `configuration`.
+    /// `16/main`, `16/main: warnings`, `service/shop`, a unit, `health checks` or `configuration`.
     pub about: String,
     /// `None`: it is well. Else how bad it is, and what is said.
     pub trouble: Option<(Severity, String)>,
@@ -99,6 +99,7 @@ fn has_failed(name: &str, unit: &UnitState) -> bool {
 pub fn is_there(config: &Config, about: &str) -> bool {
     let name = about.split(": ").next().unwrap_or(about);
     config.cluster.iter().any(|entry| entry.name == name)
+        || config.service.iter().any(|rule| service::about(&rule.name) == name)
         || (name.contains('/') && Path::new("/etc/postgresql").join(name).exists())
         || UNITS.contains(&name)
         || [CHECKS, CONFIGURATION].contains(&name)

@@ -7,6 +7,7 @@ mod look;
 mod mail;
 mod message;
 mod outbox;
+mod probe;
 mod report;
 mod send;
 
@@ -28,9 +29,11 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<Code> {
-    let args = Args::parse(HELP, &[])?;
-    let [verb] = args.words.as_slice() else {
-        return Err(Error::usage("one command is needed").hint("Try --help."));
+    let args = Args::parse_with_values(HELP, &[], &["deadline"])?;
+    let verb = match args.words.as_slice() {
+        [verb] => verb,
+        [verb, address] if verb == "probe" => return probe::run(address, &args),
+        _ => return Err(Error::usage("one command is needed").hint("Try --help.")),
     };
     match verb.as_str() {
         "test" => report::test(&args.load_config()?.notify),

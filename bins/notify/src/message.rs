@@ -12,7 +12,7 @@ pub struct Message {
     pub id: String,
     pub at: String,
     pub host: String,
-    /// `16/main`, `16/main: warnings`, or a unit of pg-recovery.
+    /// `16/main`, `16/main: warnings`, `service/shop`, or a unit of pg-recovery.
     pub about: String,
     /// `trouble`, `healed` (both at once), `over`, `several` (what waited, as one), or `test`.
     pub kind: String,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shared::clock::{Stamp, uptime};
-use shared::config::{Notify, Severity, parse_hours};
+use shared::config::{ClusterEntry, Config, Notify, Service, Severity, parse_hours};
 use shared::counter::Counter;
 use shared::state::State;
 
@@ -34,6 +34,9 @@ pub struct Outbox {
     pub number: u64,
     /// The last configuration that could be used.
     pub config: Option<Notify>,
+    /// The clusters and services that it describes.
+    pub clusters: Vec<String>,
+    pub services: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -60,6 +63,25 @@ pub fn load() -> State<Outbox> {
 }
 
 impl Outbox {
+    /// Keeps what of a configuration is needed should the next one be of no use.
+    pub fn remember(&mut self, host: &Config) {
+        self.config = Some(host.notify.clone());
+        self.clusters = host.cluster.iter().map(|entry| entry.name.clone()).collect();
+        self.services = host.service.iter().map(|rule| rule.name.clone()).collect();
+    }
+
+    /// The last configuration that could be used, as far as it was kept.
+    pub fn remembered(self) -> Config {
+        let cluster = |name| ClusterEntry { name, ..ClusterEntry::default() };
+        let service = |name| Service { name, ..Service::default() };
+        Config {
+            notify: self.config.unwrap_or_default(),
+            cluster: self.clusters.into_iter().map(cluster).collect(),
+            service: self.services.into_iter().map(service).collect(),
+            ..Config::default()
+        }
+    }
+
     /// Queues it for every channel that is meant for messages like this.
     pub fn post(&mut self, mut message: Message, lines: &[Line]) {
         let is_for = |line: &&Line| message.severity >= line.channel.severity;
@@ -266,6 +288,16 @@ mod tests {
         assert!(outbox.due(&lines[0], &config, &now, false).is_empty());
         outbox.post(message(Severity::Critical), &lines);
         assert_eq!(outbox.due(&lines[0], &config, &now, false), [2], "whatever went before");
+    }
+
+    #[test]
+    fn what_a_configuration_describes_stays_known_when_the_next_one_is_of_no_use() {
+        let mut host = Config { notify: Notify { hourly: 7, ..Notify::default() }, ..Config::default() };
+        host.cluster.push(ClusterEntry { name: "16/red".into(), ..ClusterEntry::default() });
+        host.service.push(Service { name: "shop".into(), ..Service::default() });
+        let mut outbox = Outbox::default();
+        outbox.remember(&host);
+        assert_eq!(outbox.remembered(), host);
     }
 
     #[test]

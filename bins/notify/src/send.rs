@@ -22,8 +22,7 @@ pub fn run(loaded: Result<Config>) -> Result<Code> {
         Ok(host) => (host, None),
         Err(why) => {
             exit::report(&why);
-            let notify = outbox::load().value.config.unwrap_or_default();
-            (Config { notify, ..Config::default() }, Some(why.message))
+            (outbox::load().value.remembered(), Some(why.message))
         }
     };
     let config = &host.notify;
@@ -42,7 +41,9 @@ pub fn run(loaded: Result<Config>) -> Result<Code> {
         return Err(Error::with(Code::TempFail, "another run of pg-notify does not end"));
     };
     let mut state = outbox::load();
-    state.value.config = Some(config.clone());
+    if mistake.is_none() {
+        state.value.remember(&host);
+    }
     let sight = look::around(&host, mistake);
     let now = Stamp::now();
     let outbox = &mut state.value;

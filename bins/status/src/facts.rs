@@ -14,6 +14,7 @@ use shared::config::Config;
 use shared::counter::Counter;
 use shared::health::{self, Check, Health, SCORE, Status};
 use shared::record::Record;
+use shared::service::{Condition, Known};
 use shared::state::State;
 use shared::{deadline, pause, standing, unit};
 
@@ -48,6 +49,7 @@ pub struct Host {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mistake: Option<String>,
     pub clusters: Vec<Seen>,
+    pub services: Vec<Served>,
     /// Units of pg-recovery that do not run although they should, or have failed; and how they are.
     pub units: Vec<(String, String)>,
 }
@@ -105,6 +107,48 @@ pub struct Backup {
     pub restore_s: Option<f64>,
 }
 
+/// One service.
+#[derive(Debug, Default, Serialize)]
+pub struct Served {
+    pub service: String,
+    pub unit: String,
+    /// One of `Condition::ALL`, by its name.
+    pub state: &'static str,
+    /// What is wrong, or why nothing is done about it.
+    pub why: String,
+    /// Seconds since it is in this state, and since it was last looked at; `None` when it was not, or not lately.
+    pub since_s: Option<u64>,
+    pub checked_s: Option<u64>,
+    /// Somebody is to be woken for it.
+    pub critical: bool,
+    pub depends_on: Vec<String>,
+    /// Restarts within the window, how many may be made, and the window in seconds.
+    pub restarts: (u32, u32, u64),
+}
+
+/// The services of the configuration, as pg-watchdog last saw them.
+pub fn services(config: &Config) -> Vec<Served> {
+    let now = Stamp::now();
+    let look = |rule: &shared::config::Service| {
+        let known = Known::load(&rule.name).value;
+        let is_fresh = known.is_fresh(rule, &now);
+        let condition = if is_fresh { known.condition } else { Condition::Unknown };
+        let window = rule.restart_window();
+        Served {
+            service: rule.name.clone(),
+            unit: rule.unit(),
+            state: condition.name(),
+            since_s: is_fresh.then(|| now.since_with(&known.since, uptime()).as_secs()),
+            checked_s: is_fresh.then(|| now.since_with(&known.at, uptime()).as_secs()),
+            critical: rule.critical,
+            depends_on: rule.depends_on.clone(),
+            restarts: (known.restarts.within(window, &now), rule.restarts(), window.as_secs()),
+            why: if is_fresh { known.why } else { String::new() },
+        }
+    };
+    config.service.iter().map(look).collect()
+}
+
 /// What pg-watchdog keeps in `watchdog/16-main.json`.
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
@@ -115,7 +159,7 @@ struct Budget {
 pub fn gather(clusters: &[Cluster], config: &Config, records: &[Record], units: Vec<(String, String)>) -> Host {
     let now = Stamp::now();
     let clusters = clusters.iter().map(|cluster| look(cluster, config, records, &now)).collect();
-    Host { at: now.rfc3339(), mistake: None, clusters, units }
+    Host { at: now.rfc3339(), mistake: None, clusters, services: services(config), units }
 }
 
 /// Those that do not run although they should, or have failed; what is asked is systemd, which takes a while.

@@ -10,6 +10,7 @@ mod page;
 mod plot;
 mod screen;
 mod serve;
+mod services;
 mod stats;
 
 use std::io::IsTerminal;
@@ -33,16 +34,21 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<Code> {
-    let args = Args::parse(HELP, &["watch", "metrics"])?;
+    let args = Args::parse_with_values(HELP, &["watch", "metrics"], &["reset"])?;
     match args.words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => show(&args),
         ["serve"] => serve::run(&args),
+        ["services"] => services::run(&args),
         [word, ..] => Err(Error::usage(format!("unexpected argument \"{word}\"")).hint("Try --help.")),
     }
 }
 
+fn is_coloured() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 fn show(args: &Args) -> Result<Code> {
-    let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colour = is_coloured();
     loop {
         let config = args.load_config()?;
         let clusters = Cluster::select(&config, &args.clusters)?;

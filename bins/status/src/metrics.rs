@@ -4,9 +4,10 @@ use std::fmt::Write;
 
 use shared::clock;
 use shared::health::Status;
+use shared::service::Condition;
 use shared::tally::{BOUNDS, Sum, Sums};
 
-use crate::facts::{Host, STATES, Seen, UNITS};
+use crate::facts::{Host, STATES, Seen, Served, UNITS};
 
 #[derive(Clone, Copy, PartialEq)]
 pub enum Format {
@@ -145,6 +146,25 @@ pub fn text(host: &Host, sums: &Sums, format: Format) -> String {
     all.add(
         gauge("manual_intervention_required", "", "Whether nothing more is tried until pg-recover reset."),
         of(|seen| flag_of(seen.manual)),
+    );
+
+    let services = |value: fn(&Served) -> f64| {
+        host.services.iter().map(move |served| (vec![("service", served.service.as_str())], value(served)))
+    };
+    all.add(
+        gauge("service_state", "", "1 for the state that the service is in, 0 for all others."),
+        host.services.iter().flat_map(|served| {
+            let critical = if served.critical { "true" } else { "false" };
+            Condition::ALL.iter().map(move |state| {
+                let labels =
+                    vec![("service", served.service.as_str()), ("critical", critical), ("state", state.name())];
+                (labels, f64::from(u8::from(served.state == state.name())))
+            })
+        }),
+    );
+    all.add(
+        gauge("service_restart_budget_remaining", "", "Restarts of the service that are left within its window."),
+        services(|served| f64::from(served.restarts.1.saturating_sub(served.restarts.0))),
     );
 
     all.add(
@@ -333,7 +353,14 @@ mod tests {
             target_met: Some(true),
             ..Record::default()
         };
-        text(&Host { clusters: vec![seen], ..Host::default() }, &Sums::with(&[record]), format)
+        let shop = Served {
+            service: "shop".into(),
+            state: "down",
+            critical: true,
+            restarts: (2, 5, 300),
+            ..Served::default()
+        };
+        text(&Host { clusters: vec![seen], services: vec![shop], ..Host::default() }, &Sums::with(&[record]), format)
     }
 
     #[test]
@@ -346,6 +373,8 @@ mod tests {
             "pg_recovery_resource_used_ratio{cluster=\"16/ma\\\"in\",resource=\"disk_data\"} 0.815\n",
             "pg_recovery_resource_exhaustion_seconds{cluster=\"16/ma\\\"in\",resource=\"disk_data\"} 7200\n",
             "pg_recovery_restart_budget_remaining{cluster=\"16/ma\\\"in\"} 3\n",
+            "pg_recovery_service_state{service=\"shop\",critical=\"true\",state=\"down\"} 1\n",
+            "pg_recovery_service_restart_budget_remaining{service=\"shop\"} 3\n",
             "outcome=\"recovered\",le=\"0.25\"} 0\n",
             "outcome=\"recovered\",le=\"0.5\"} 1\n",
             "outcome=\"recovered\",le=\"+Inf\"} 1\n",

@@ -6,10 +6,10 @@ use shared::record::Record;
 use shared::story::{self, Story, target};
 use shared::tally::Tally;
 
-use crate::facts::{Host, Seen};
+use crate::facts::{Host, Seen, Served};
 use crate::look::Sight;
 use crate::plot;
-use crate::screen::{Level, lines, of_outcome, of_state, spoken};
+use crate::screen::{Level, lines, of_outcome, of_service, of_state, spoken};
 
 pub const STYLE: &str = include_str!("style.css");
 /// Of the newest recoveries.
@@ -65,6 +65,7 @@ pub fn overview(sight: &Sight) -> String {
         }
         @if shown.clusters.is_empty() { p { "No PostgreSQL cluster on this host." } }
         @for seen in &shown.clusters { (cluster(seen, sight)) }
+        @if !shown.services.is_empty() { (services(&shown.services)) }
         @if !shown.units.is_empty() {
             section {
                 h2 { "Units" }
@@ -82,12 +83,37 @@ fn summary(host: &Host) -> String {
         1 => "1 cluster".to_string(),
         all => format!("{all} clusters"),
     };
+    let ill = host.services.iter().filter(|served| of_state(served.state) == Level::Bad).count();
     match (is(Level::Bad), is(Level::Warning)) {
-        _ if host.clusters.is_empty() => "Nothing to watch.".into(),
+        _ if host.clusters.is_empty() && host.services.is_empty() => "Nothing to watch.".into(),
+        (0, _) if ill == 1 => "A service is in trouble.".into(),
+        (0, _) if ill > 1 => format!("{ill} services are in trouble."),
         (0, 0) if host.units.is_empty() && host.mistake.is_none() => "All is well.".into(),
         (0, 0) => "All clusters are well; what watches them is not.".into(),
         (0, some) => format!("{some} of {clusters} {} a look.", if some == 1 { "needs" } else { "need" }),
         (bad, _) => format!("{bad} of {clusters} {} in trouble.", if bad == 1 { "is" } else { "are" }),
+    }
+}
+
+fn services(services: &[Served]) -> Markup {
+    html! {
+        section id="services" {
+            h2 { "Services" }
+            div.scroll {
+                table {
+                    thead { tr { @for title in ["service", "state", ""] { th scope="col" { (title) } } } }
+                    tbody {
+                        @for served in services {
+                            tr {
+                                th scope="row" { (served.service) }
+                                td { span.pill.(class(of_state(served.state))) { (served.state) } }
+                                td { (of_service(served)) @if !served.why.is_empty() { br; (served.why) } }
+                            }
+                        }
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -274,6 +300,7 @@ mod tests {
             at: "2026-11-22T02:00:00Z".into(),
             mistake: Some(evil()),
             clusters: vec![seen],
+            services: vec![Served { service: evil(), unit: evil(), why: evil(), ..Served::default() }],
             units: vec![(evil(), evil())],
         };
         let sight =

@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use shared::health::Status;
 use shared::record::Record;
+use shared::service::Condition;
 
-use crate::facts::{Host, Seen};
+use crate::facts::{Host, Seen, Served};
 
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 /// Of a message; the journal has all of it.
@@ -20,11 +21,15 @@ pub enum Level {
     Quiet = 90,
 }
 
-pub fn draw(host: &Host, colour: bool) -> String {
-    let paint = |text: &str, of: Level| match colour {
+fn paint(text: &str, of: Level, colour: bool) -> String {
+    match colour {
         true => format!("\x1b[{}m{text}\x1b[0m", of as u8),
         false => text.into(),
-    };
+    }
+}
+
+pub fn draw(host: &Host, colour: bool) -> String {
+    let paint = |text: &str, of: Level| paint(text, of, colour);
     let mut text = String::new();
     if host.clusters.is_empty() {
         text.push_str("no PostgreSQL cluster on this host\n");
@@ -43,17 +48,50 @@ pub fn draw(host: &Host, colour: bool) -> String {
             let _ = writeln!(text, "  {} {}", paint(&format!("{label:<12}"), of), shorten(&line));
         }
     }
+    text.push_str(&of_services(&host.services, colour));
     for (unit, state) in &host.units {
         let _ = writeln!(text, "{} is {}: systemctl status {unit}", unit, paint(state, Level::Bad));
     }
     text
 }
 
+/// One line for each service, and what is wrong with it below.
+pub fn of_services(services: &[Served], colour: bool) -> String {
+    let mut text = String::new();
+    for served in services {
+        let state = paint(&format!("{:<11}", served.state.to_uppercase()), of_state(served.state), colour);
+        let _ = writeln!(text, "{:<12} {state} {}", served.service, of_service(served));
+        if !served.why.is_empty() {
+            let _ =
+                writeln!(text, "  {} {}", paint("why         ", of_state(served.state), colour), shorten(&served.why));
+        }
+    }
+    text
+}
+
+/// How it stands with a service, in words.
+pub fn of_service(served: &Served) -> String {
+    let mut words = vec![served.unit.clone()];
+    words.extend(served.since_s.map(|seconds| format!("so for {}", spoken(seconds))));
+    words.push(match served.checked_s {
+        Some(seconds) => format!("checked {} ago", spoken(seconds)),
+        None => "not checked".into(),
+    });
+    let (made, allowed, window) = served.restarts;
+    if made > 0 {
+        words.push(format!("{made} of {allowed} restarts in {}", spoken(window)));
+    }
+    if served.state == Condition::Manual.name() {
+        words.push(format!("pg-status services --reset {} has it tried again", served.service));
+    }
+    words.join(", ")
+}
+
 pub fn of_state(state: &str) -> Level {
     match state {
         "ok" => Level::Good,
         "off" => Level::Quiet,
-        "warning" | "paused" | "unknown" | "not checked" => Level::Warning,
+        "warning" | "paused" | "unknown" | "not checked" | "starting" | "failing" | "waiting" => Level::Warning,
         _ => Level::Bad,
     }
 }
@@ -220,6 +258,31 @@ mod tests {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn a_service_is_one_line_and_says_what_is_wrong() {
+        let served = |state, why: &str| Served {
+            service: "shop".into(),
+            unit: "shop.service".into(),
+            state,
+            why: why.into(),
+            since_s: Some(7),
+            checked_s: Some(2),
+            restarts: (5, 5, 300),
+            ..Served::default()
+        };
+        let draw = |served| draw(&Host { services: vec![served], ..Host::default() }, false);
+        let ill = draw(served("needs you", "the answer is 500"));
+        for part in [
+            "shop         NEEDS YOU   shop.service, so for 7s",
+            "5 of 5 restarts in 5min",
+            "--reset shop",
+            "the answer is 500",
+        ] {
+            assert!(ill.contains(part), "{part} is not in\n{ill}");
+        }
+        assert_eq!(draw(served("ok", "")).lines().count(), 2);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! All clusters of the host: one thread for each, followed as they come and go; and what systemd is told.
+//! All clusters of the host and its services: one thread for each, followed as they come and go; and what systemd is told.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -14,8 +14,10 @@ use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::exit;
 
+use crate::board::Board;
 use crate::post::{InForce, Lateness, Post, lock};
 use crate::sentry;
+use crate::services::Services;
 use crate::signals::{Asked, Signals};
 
 const ROOT: &str = "/etc/postgresql";
@@ -31,6 +33,8 @@ const STACK: usize = 512 << 10;
 struct Host<'a> {
     args: &'a Args,
     config: InForce,
+    board: Arc<Board>,
+    services: Services,
     posts: BTreeMap<String, (Arc<Post>, JoinHandle<()>)>,
     /// Names and times of the configuration folders when they were last read.
     seen: Vec<(PathBuf, i64, i64)>,
@@ -42,9 +46,13 @@ struct Host<'a> {
 
 /// Watches until SIGTERM.
 pub fn watch(args: Args, config: Config, signals: &Signals) -> Result<()> {
+    let config = Arc::new(Mutex::new(Arc::new(config)));
+    let board = Arc::new(Board::default());
     let mut host = Host {
         args: &args,
-        config: Arc::new(Mutex::new(Arc::new(config))),
+        services: Services::new(config.clone(), board.clone()),
+        config,
+        board,
         posts: BTreeMap::new(),
         seen: Vec::new(),
         status: String::new(),
@@ -58,6 +66,10 @@ pub fn watch(args: Args, config: Config, signals: &Signals) -> Result<()> {
         if round.is_none_or(|at| at.elapsed() >= ROUND) {
             round = Some(Instant::now());
             host.follow();
+            // Whoever asked for one cluster wants no more.
+            if args.clusters.is_empty() {
+                host.services.follow();
+            }
             host.tell_watchdog();
         }
         host.report(began.elapsed() > READY_AT_LAST);
@@ -123,7 +135,7 @@ impl Host<'_> {
                 post.set_cluster(cluster);
                 continue;
             }
-            let post = Arc::new(Post::new(cluster, self.config.clone()));
+            let post = Arc::new(Post::new(cluster, self.config.clone(), self.board.clone()));
             let theirs = post.clone();
             let started =
                 std::thread::Builder::new().name(name.clone()).stack_size(STACK).spawn(move || sentry::watch(theirs));

@@ -1,9 +1,11 @@
 //! pg-watchdog: watches every postmaster of this host, brings back one that died, and has a hung one repaired.
 
 mod blockers;
+mod board;
 mod budget;
 mod crash;
 mod death;
+mod endpoint;
 mod handover;
 mod host;
 mod keeper;
@@ -12,11 +14,14 @@ mod oom;
 mod post;
 mod restart;
 mod sentry;
+mod service;
+mod services;
 mod sessions;
 mod signals;
 mod spill;
 mod state;
 mod storm;
+mod verdict;
 
 use shared::args::Args;
 use shared::exit::{self, Code};

@@ -8,6 +8,8 @@ use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::process::Process;
 
+use crate::board::Board;
+
 /// The configuration in force; SIGHUP replaces it.
 pub type InForce = Arc<Mutex<Arc<Config>>>;
 
@@ -15,6 +17,7 @@ pub struct Post {
     pub name: String,
     cluster: Mutex<Arc<Cluster>>,
     config: InForce,
+    board: Arc<Board>,
     began: Instant,
     /// Until when the thread has promised to show up again, in milliseconds since `began`.
     promise: AtomicU64,
@@ -24,17 +27,21 @@ pub struct Post {
     state: Mutex<String>,
 }
 
+/// The state of a cluster that serves.
+pub const WELL: &str = "well";
+
 /// A value behind a mutex is whole even when a thread died while it held it: all of them are replaced at once.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Post {
-    pub fn new(cluster: Arc<Cluster>, config: InForce) -> Post {
+    pub fn new(cluster: Arc<Cluster>, config: InForce, board: Arc<Board>) -> Post {
         let post = Post {
             name: cluster.name(),
             cluster: Mutex::new(cluster),
             config,
+            board,
             began: Instant::now(),
             promise: AtomicU64::new(0),
             thread: AtomicI32::new(0),
@@ -62,8 +69,20 @@ impl Post {
         lock(&self.state).clone()
     }
 
+    /// Whether it serves cannot be told for the moment: those who depend on it wait.
+    pub fn doubt(&self) {
+        self.tell_board(false);
+    }
+
+    fn tell_board(&self, serves: bool) {
+        if !self.is_gone() {
+            self.board.put(&self.name, serves);
+        }
+    }
+
     /// The state for `systemctl status`; the first one also says that the first look is done.
     pub fn set_state(&self, state: &str) {
+        self.tell_board(state == WELL);
         let mut old = lock(&self.state);
         if *old != state {
             *old = state.into();
@@ -78,6 +97,7 @@ impl Post {
     /// The cluster was dropped: its thread ends at its next step.
     pub fn set_gone(&self) {
         self.is_gone.store(true, Relaxed);
+        self.board.remove(&self.name);
     }
 
     pub fn is_gone(&self) -> bool {

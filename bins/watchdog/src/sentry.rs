@@ -30,7 +30,7 @@ use crate::handover::Handover;
 use crate::keeper::{self, Keeper};
 use crate::look::Look;
 use crate::oom::{self, Kills};
-use crate::post::Post;
+use crate::post::{Post, WELL};
 use crate::restart::{self, Incident, Tried};
 use crate::sessions::{Scene, Sessions};
 use crate::state::State;
@@ -207,6 +207,7 @@ impl Sentry {
     /// Says what has changed.
     fn became(&mut self, now: &State, before: Option<&State>, silence: Duration) {
         if *now == State::Suspect {
+            self.post.doubt();
             return;
         }
         self.post.set_state(now.label());
@@ -561,7 +562,7 @@ impl Sentry {
         Ok(match tried {
             Tried::Accepting => {
                 self.died = None;
-                self.post.set_state("well");
+                self.post.set_state(WELL);
                 incident.close("recovered");
                 Next::LookAgain(Duration::ZERO)
             }

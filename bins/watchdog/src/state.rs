@@ -5,6 +5,8 @@ use std::time::Duration;
 use shared::client::Refusal;
 use shared::meaning;
 
+use crate::post::WELL;
+
 /// Silent connections in a row after which a postmaster that moves counts as busy, not as a chance delay.
 const SILENT_IS_BUSY: u32 = 2;
 /// A postmaster takes each connection itself, so one that takes none and neither uses the CPU nor is scheduled for this
@@ -138,7 +140,7 @@ impl State {
     /// For `systemctl status`.
     pub fn label(&self) -> &'static str {
         match self {
-            State::Well => "well",
+            State::Well => WELL,
             State::Suspect => "being looked at",
             State::Starting => "starting",
             State::Recovering { moving: true } => "in crash recovery",
