@@ -36,6 +36,8 @@ pub struct Info {
     pub cluster_bytes: u64,
     pub verified: Option<Verdict>,
     pub drilled: Option<Verdict>,
+    /// Its files can only be read with an identity (bins/backup/src/encryption.rs).
+    pub encrypted: bool,
     /// Where the copy is when pgBackRest has made it: there is nothing but `backup.json` here then.
     pub pgbackrest: Option<Set>,
 }

@@ -324,6 +324,8 @@ pub struct Backup {
     pub engine: Engine,
     /// A commit may wait until the stream has it on disk, see bins/backup/src/synchronous.rs.
     pub synchronous_stream: bool,
+    /// Public keys of age; with any of them backups are encrypted, see bins/backup/src/encryption.rs.
+    pub recipients: Vec<String>,
     /// A base backup goes when so many newer ones are there and it is older than `keep_for`.
     pub keep: u32,
     #[serde(deserialize_with = "duration")]
@@ -369,6 +371,7 @@ impl Default for Backup {
         Backup {
             engine: Engine::Builtin,
             synchronous_stream: false,
+            recipients: Vec::new(),
             keep: 7,
             keep_for: Duration::from_secs(7 * 86_400),
             budget: 0,
@@ -661,6 +664,11 @@ impl Channel {
 fn is_url(text: &str) -> bool {
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(|c: char| c.is_whitespace() || c.is_control()))
+}
+
+fn is_recipient(text: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    text.len() == 62 && text.starts_with("age1") && text.bytes().all(is_part)
 }
 
 /// Minutes since midnight of the beginning and the end of `22:00-07:00`.
@@ -1086,6 +1094,16 @@ impl Config {
             let keys = ["backup.synchronous_stream", "backup.engine"];
             return Err((keys.map(String::from).to_vec(), "there is no stream with the engine pgbackrest".into()));
         }
+        if !b.recipients.is_empty() && b.engine == Engine::Pgbackrest {
+            let keys = ["backup.recipients", "backup.engine"];
+            let why = "pgBackRest encrypts by its own repo1-cipher-type".into();
+            return Err((keys.map(String::from).to_vec(), why));
+        }
+        // Not quoted: it may be the other half of the key.
+        if !b.recipients.iter().all(|text| is_recipient(text)) {
+            let why = "must be public keys as age-keygen prints them: age1, then 58 small letters and digits";
+            return refuse("backup.recipients", why.into());
+        }
         // pg_basebackup(1), --max-rate.
         if b.max_rate != 0 && !(32 << 10..=1 << 30).contains(&b.max_rate) {
             return refuse("backup.max_rate", "must be between 32kB and 1GB, or 0B".into());
@@ -1394,6 +1412,7 @@ mod tests {
             ("[recover]\nstart_timeout = \"1h\"", "line 2, key recover.start_timeout"),
             ("[recover]\nmax_attempts = 0", "line 2, key recover.max_attempts"),
             ("[backup]\ndrill_queries = [{ query = \" \" }]", "line 2, key backup.drill_queries"),
+            ("[backup]\nrecipients = [\"AGE-SECRET-KEY-1\"]", "line 2, key backup.recipients"),
             ("[notify]\nquiet_hours = \"22-7\"", "line 2, key notify.quiet_hours"),
             ("[notify]\nheartbeat_url = \"ftp://x\"", "line 2, key notify.heartbeat_url"),
             ("[[notify.channel]]\nname = \"a\"\nkind = \"mail\"", "line 1, key notify.channel"),

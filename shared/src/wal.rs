@@ -6,7 +6,7 @@
 //! lengths, CRC-32C of each record (access/xlogrecord.h, access/xlog_internal.h). Nothing is written.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -26,8 +26,13 @@ const FIRST_IS_CONTRECORD: u16 = 0x1;
 const FIRST_IS_OVERWRITE_CONTRECORD: u16 = 0x8;
 const XLOG_SWITCH: u8 = 0x40; // catalog/pg_control.h, with resource manager RM_XLOG_ID = 0
 
-/// Opens a WAL segment by its name: the file, and where in it the segment begins.
-pub type Open<'a> = &'a dyn Fn(&str) -> std::io::Result<(File, u64)>;
+/// What a segment is read from.
+pub trait Source: Read + Seek {}
+
+impl<T: Read + Seek> Source for T {}
+
+/// Opens a WAL segment by its name: what it is read from, and where in that the segment begins.
+pub type Open<'a> = &'a dyn Fn(&str) -> io::Result<(Box<dyn Source>, u64)>;
 
 struct Reader<'a> {
     open: Open<'a>,
@@ -36,7 +41,7 @@ struct Reader<'a> {
     segment_size: u64,
     page_size: u64,
     magic: Option<u16>,
-    segment: Option<(u64, File, u64)>,
+    segment: Option<(u64, Box<dyn Source>, u64)>,
     page: Vec<u8>,
     page_at: Option<u64>,
 }
@@ -44,7 +49,7 @@ struct Reader<'a> {
 /// Reads every record from the redo location of `control` to `end` (a flush LSN: everything before it was on disk).
 /// A record that begins before `end` and ends after it may be torn; it was not acknowledged.
 pub fn check(pg_wal: &Path, control: &Control, end: Lsn) -> Result<(), Broken> {
-    check_in(&|name| open(&pg_wal.join(name)).map(|file| (file, 0)), control, end)
+    check_in(&|name| Ok((Box::new(open(&pg_wal.join(name))?), 0)), control, end)
 }
 
 /// The same, with the segments wherever `open` finds them.
@@ -68,8 +73,8 @@ pub fn check_in(open: Open, control: &Control, end: Lsn) -> Result<(), Broken> {
 }
 
 /// Opens a segment that is a file of its own.
-pub fn open(path: &Path) -> std::io::Result<File> {
-    std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)
+pub fn open(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)
 }
 
 impl Reader<'_> {
@@ -161,19 +166,19 @@ impl Reader<'_> {
         let number = at / self.segment_size;
         if self.segment.as_ref().is_none_or(|(open, ..)| *open != number) {
             let name = segment_name(self.timeline, number, self.segment_size);
-            let (file, base) = (self.open)(&name).map_err(|e| format!("could not open WAL segment {name}: {e}"))?;
+            let (mut file, base) = (self.open)(&name).map_err(|e| format!("could not open WAL segment {name}: {e}"))?;
             // xlp_sysid of XLogLongPageHeaderData.
             let mut identifier = [0u8; 8];
-            file.read_exact_at(&mut identifier, base + SHORT_PAGE_HEADER)
+            read_at(&mut file, &mut identifier, base + SHORT_PAGE_HEADER)
                 .map_err(|e| format!("could not read WAL segment {name}: {e}"))?;
             if u64_at(&identifier, 0) != self.system_identifier {
                 return Err(format!("WAL segment {name} is of another cluster"));
             }
             self.segment = Some((number, file, base));
         }
-        let Some((_, file, base)) = &self.segment else { unreachable!() };
+        let Some((_, file, base)) = &mut self.segment else { unreachable!() };
         self.page_at = None;
-        file.read_exact_at(&mut self.page, base + at % self.segment_size)
+        read_at(file, &mut self.page, *base + at % self.segment_size)
             .map_err(|e| format!("could not read the WAL page at {}: {e}", Lsn(at)))?;
         let magic = u16_at(&self.page, 0);
         let address = u64_at(&self.page, 8);
@@ -184,6 +189,11 @@ impl Reader<'_> {
         self.page_at = Some(at);
         Ok(())
     }
+}
+
+fn read_at(source: &mut dyn Source, buffer: &mut [u8], at: u64) -> io::Result<()> {
+    source.seek(SeekFrom::Start(at))?;
+    source.read_exact(buffer)
 }
 
 /// `000000010000000000000003` (access/xlog_internal.h, XLogFileName).

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use age::secrecy::ExposeSecret;
 use host::{Host, Signal, Status, Suite, Tally, facts_on_both_suites, faults};
 use serde_json::Value;
 
@@ -81,6 +82,12 @@ fn flip(host: &Host, path: &str, at: usize) {
     let mut bytes = host.file(path).read_bytes();
     bytes[at] ^= 0x10;
     host.file(path).write(bytes);
+}
+
+/// A new key: what reads, and what encrypts.
+fn key() -> (String, String) {
+    let identity = age::x25519::Identity::generate();
+    (identity.to_string().expose_secret().into(), identity.to_public().to_string())
 }
 
 /// Leaves `pg-backup now` running, and waits until it copies.
@@ -305,6 +312,65 @@ facts_on_both_suites! {
         let why = drilled["error"].as_str().unwrap_or_default();
         assert!(drilled["good"] == false && why.contains("WAL could be replayed to"), "{drilled}");
         leaves_nothing();
+    }
+
+    fn an_encrypted_backup_and_its_wal_are_read_with_the_key_only_and_restored_whatever_is_configured_now(suite: Suite) {
+        let host = Host::boot(suite);
+        let ((identity, recipient), (other, _)) = (key(), key());
+        let give = |identity: &str| {
+            let path = "/etc/pg-recovery/credentials/backup-identity";
+            host.file(path).write(format!("# a comment\n{identity}\n"));
+            host.sh(&format!("chmod 600 {path}"));
+        };
+        host.configure(&format!("{CALM}[backup]\nrecipients = [\"{recipient}\"]\n"));
+        host.sh("systemctl unmask pg-backup.timer pg-wal-stream.service pg-restore-drill.timer");
+        assert!(!host.start_and_wait("pg-backup.service").success());
+        host.wait_for_journal("pg-backup", "there is no credential backup-identity", SOON);
+        give(&other);
+        let refused = host.run("pg-backup now");
+        assert!(refused.status == 78 && refused.stderr.contains("no identity here is of one of them"), "{refused}");
+        assert!(backups(&host).is_empty(), "none is made in the clear");
+        give(&identity);
+        host.sh("systemctl start pg-wal-stream.service");
+        wait_for_stream(&host);
+        host.sh("systemctl start pg-backup.service");
+        let first = backups(&host).pop().expect("there is one");
+        assert!(first["encrypted"] == true && first["good"] == true, "{first}");
+        let (before, moment) = a_moment_between_commits(&host);
+        host.psql("CREATE TABLE kept AS SELECT 'in the ' || 'clear' AS word");
+        host.psql("SELECT pg_switch_wal()");
+        host.psql("SELECT pg_logical_emit_message(true, 'test', 'y')");
+        let find = format!("find {FOLDER} -type f ! -name '*.partial' ! -name '*.json' ! -name '*lock' ! -name reading");
+        let plain = format!("{find} ! -name '*.age' ! -name backup_manifest");
+        host.wait_until("all that is whole is encrypted", SOON, || {
+            host.sh(&plain).is_empty() && host.sh(&format!("{find} -path '*/wal/*'")).ends_with(".age")
+        });
+        assert_eq!(host.sh(&format!("grep --recursive --files-with-matches 'in the clear' {FOLDER} || true")), "");
+        let (status, drilled) = drill(&host);
+        assert!(status == 0 && drilled["good"] == true, "{drilled}");
+        let segment = host.sh(&format!("ls {}/wal/*/*.age | tail -n 1", folder(&host)));
+        flip(&host, &segment, 5000);
+        let output = host.run("pg-backup verify");
+        assert!(output.status == 1 && output.stderr.contains("is not good: WAL cannot be read"), "{output}");
+        flip(&host, &segment, 5000);
+        host.sh("pg-backup verify");
+        // What cannot be read for want of the key is no worse for it.
+        give(&other);
+        for command in ["verify", "drill", "restore --to /var/lib/postgresql/restored"] {
+            let refused = host.run(&format!("pg-backup {command}"));
+            assert!(refused.status == 78 && refused.stderr.contains("for other identities than are here"), "{refused}");
+        }
+        assert!(!host.file("/var/lib/postgresql/restored").exists());
+        assert_eq!(backups(&host)[0]["good"], true);
+        give(&identity);
+        host.configure(CALM);
+        host.sh("pg-backup now");
+        let second = backups(&host).pop().expect("there is one");
+        assert!(second["encrypted"] == false && second["good"] == true, "{second}");
+        let id = first["id"].as_str().expect("it has one");
+        let said = host.sh(&format!("pg-backup restore --backup {id} --time '{moment}' --to /var/lib/postgresql/restored"));
+        let ask = start_restored(&host, &said);
+        assert_eq!(ask("SELECT count(*) FROM ledger"), before.acked.to_string());
     }
 
     fn a_backup_holds_up_neither_a_restart_nor_a_recovery_and_leaves_nothing_when_it_fails(suite: Suite) {

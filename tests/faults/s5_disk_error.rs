@@ -26,7 +26,8 @@ pub const STAGED: &[Staged] = &[
         inject: |host, _| {
             let disk = inject_reads(host);
             host.wait_until_accepting(Duration::from_secs(60));
-            host.try_psql("SELECT sum(id) FROM far");
+            let answer = host.try_psql("SELECT sum(id) FROM far");
+        assert!(answer.stderr.contains("Input/output error"), "{answer}");
             Box::new(disk)
         },
         end: End::Told("damage", "critical"),

@@ -88,6 +88,8 @@ pub fn all(clusters: &[Cluster], config: &Config, id: Option<&str>) -> Result<Co
             Some(_) => base.info.cluster_bytes,
             None => Manifest::read(&base.path).map_or(base.info.cluster_bytes, |manifest| manifest.size()),
         };
+        let wal = restore::wal_to_bring(&store, config, &base).len() as u64 * base.info.segment_size;
+        let size = size + wal;
         let room = store.room(config.backup.leave_free)?;
         // WAL that is replayed makes files larger, and writes WAL of its own.
         if room < size + size / 4 {
@@ -242,10 +244,12 @@ impl Drill<'_> {
         fs::create_dir_all(self.scratch).map_err(interrupted)?;
         let data = self.scratch.join("data");
         let began = Instant::now();
-        restore::put(self.store, base, &Point::Latest, &data).map_err(|why| match verify::check(self.store, base) {
-            Ok(Err(_)) => Stop::Bad(why.message),
-            // It can be read, but not be written there.
-            _ => Stop::Interrupted(why),
+        restore::put(self.store, self.config, base, &Point::Latest, &data).map_err(|why| {
+            match verify::check(self.store, base) {
+                Ok(Err(_)) => Stop::Bad(why.message),
+                // It can be read, but not be written there.
+                _ => Stop::Interrupted(why),
+            }
         })?;
         let mut server = self.start(base, &data).map_err(Stop::Interrupted)?;
         let outcome = self.examine(&mut server, began, &expected);

@@ -124,11 +124,10 @@ fn wal(store: &Store, bases: &[Base], plan: bool) -> Result<usize> {
             continue;
         }
         let segments = run.segments(segment_size);
-        for (number, complete) in segments.iter().filter(|(number, _)| goes(**number)) {
+        for (_, segment) in segments.iter().filter(|(number, _)| goes(**number)) {
             removed += 1;
             if !plan {
-                let name = shared::wal::segment_name(run.timeline, *number, segment_size);
-                fs::remove_file(run.path.join(if *complete { name } else { name + PARTIAL }))?;
+                fs::remove_file(run.path.join(&segment.file))?;
             }
         }
         // With what belongs to it, such as the history of its timeline. The newest is being written to.

@@ -2,6 +2,7 @@
 
 mod child;
 mod drill;
+mod encryption;
 mod expire;
 mod manifest;
 mod now;
@@ -36,6 +37,7 @@ fn run() -> Result<Code> {
         [verb] => verb.as_str(),
         _ => return Err(Error::usage("one command is needed").hint("Try --help.")),
     };
+    encryption::init();
     store::become_postgres()?;
     if verb == "stream" {
         return stream::run(&args);

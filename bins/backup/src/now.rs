@@ -11,6 +11,7 @@ use shared::exit::Code;
 use shared::lock::Lock;
 use shared::{Error, Result, state};
 
+use crate::encryption::Recipients;
 use crate::manifest::Manifest;
 use crate::server::{self, Server};
 use crate::store::{self, Base, Info, PARTIAL, Store};
@@ -72,8 +73,14 @@ fn now(cluster: &Cluster, config: &Config, only_due: bool) -> Result<Code> {
     if by_pgbackrest {
         return by_other(cluster, &store, fast);
     }
+    let recipients = Recipients::of(config)?;
+    recipients.as_ref().map_or(Ok(()), Recipients::must_be_readable).map_err(|mut why| {
+        why.message = format!("cannot back up cluster {name}: {}", why.message);
+        why
+    })?;
     let size = server::size(cluster)?;
-    let estimate = estimate(size, newest);
+    // What is being encrypted is there twice.
+    let estimate = estimate(size, newest) * if recipients.is_some() { 2 } else { 1 };
     let mut room = store.room(config.backup.leave_free)?;
     if room < estimate {
         expire::one(&store, config, estimate - room, false)?;
@@ -90,9 +97,12 @@ fn now(cluster: &Cluster, config: &Config, only_due: bool) -> Result<Code> {
         ))
         .hint("Make room there, mount a larger volume there, or lower backup.leave_free."));
     }
-    let mut base = take(cluster, config, &store, &server, fast)?;
+    let mut base = take(cluster, config, &store, &server, recipients.as_ref(), fast)?;
     base.info.cluster_bytes = size;
-    let found = verify::one(&store, &mut base)?;
+    let found = {
+        let _reading = store.reading()?;
+        verify::one(&store, &mut base)?
+    };
     let (id, seconds) = (&base.id, base.info.finished.since(&base.info.started).as_secs());
     if found == Code::Ok {
         log::info!(PG_CLUSTER = name; "cluster {name} is backed up as {id}: {} MB in {seconds} s, verified", base.info.bytes >> 20);
@@ -190,7 +200,14 @@ fn estimate(size: u64, last: Option<&Info>) -> u64 {
     }
 }
 
-fn take(cluster: &Cluster, config: &Config, store: &Store, server: &Server, fast: bool) -> Result<Base> {
+fn take(
+    cluster: &Cluster,
+    config: &Config,
+    store: &Store,
+    server: &Server,
+    recipients: Option<&Recipients>,
+    fast: bool,
+) -> Result<Base> {
     // Two that begin within one second would have one name.
     let (started, id, path) = loop {
         let started = Stamp::now();
@@ -215,13 +232,18 @@ fn take(cluster: &Cluster, config: &Config, store: &Store, server: &Server, fast
         command.arg("--no-slot");
     }
     let least = config.backup.leave_free / 2;
-    let made = child::run(command, || match store.room(least)? {
+    let has_room = || match store.room(least)? {
         0 => Err(Error::failed(format!("the volume of {} has less than {least} % free", store.path.display()))),
         _ => Ok(()),
-    });
-    let finished = made
+    };
+    let finished = child::run(command, has_room)
         .and_then(|()| {
             let manifest = Manifest::read(&partial).map_err(Error::failed)?;
+            if let Some(recipients) = recipients {
+                for file in store::names(&partial).iter().filter(|name| name.contains(".tar")) {
+                    recipients.encrypt(&partial.join(file), has_room)?;
+                }
+            }
             let info = Info {
                 cluster: cluster.name(),
                 version: server.version,
@@ -234,6 +256,7 @@ fn take(cluster: &Cluster, config: &Config, store: &Store, server: &Server, fast
                 segment_size: server.segment_size,
                 block_size: server.block_size,
                 bytes: store::size_of(&partial),
+                encrypted: recipients.is_some(),
                 ..Info::default()
             };
             Base { id: id.clone(), path: partial.clone(), info: info.clone() }.save()?;

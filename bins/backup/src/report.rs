@@ -69,7 +69,8 @@ fn document(base: &Base, end: Lsn, gap: bool) -> serde_json::Value {
         "id": base.id, "started": info.started.rfc3339(), "finished": info.finished.rfc3339(), "bytes": info.bytes,
         "timeline": info.timeline, "start_lsn": info.start.to_string(), "end_lsn": info.end.to_string(),
         "wal_to": end.to_string(), "wal_gap": gap, "good": info.is_good(),
-        "verified": verdict(&info.verified), "drilled": verdict(&info.drilled), "pgbackrest": info.pgbackrest,
+        "verified": verdict(&info.verified), "drilled": verdict(&info.drilled), "encrypted": info.encrypted,
+        "pgbackrest": info.pgbackrest,
     })
 }
 
@@ -84,7 +85,7 @@ fn line(base: &Base, end: Lsn, gap: bool, now: &Stamp) -> String {
         }
     };
     format!(
-        "  {}  {:>7} MB  WAL {} to {}{}  {}, {}{}\n",
+        "  {}  {:>7} MB  WAL {} to {}{}  {}, {}{}{}\n",
         base.id,
         info.bytes >> 20,
         info.start,
@@ -92,6 +93,7 @@ fn line(base: &Base, end: Lsn, gap: bool, now: &Stamp) -> String {
         if gap { " (then a gap)" } else { "" },
         verdict("verified", &info.verified),
         verdict("drilled", &info.drilled),
+        if info.encrypted { ", encrypted" } else { "" },
         info.pgbackrest.as_ref().map(|set| format!("  pgBackRest {}", set.label)).unwrap_or_default()
     )
 }

@@ -1,7 +1,9 @@
 //! The way back: a base backup into a new or empty directory, and the settings with which PostgreSQL replays the WAL to the
 //! wanted point when it starts there.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -17,6 +19,7 @@ use shared::control::Lsn;
 use shared::exit::Code;
 use shared::{Error, Result, command, log as journal, process};
 
+use crate::encryption;
 use crate::manifest::Manifest;
 use crate::pgbackrest;
 use crate::store::{self, Base, Store};
@@ -116,7 +119,7 @@ pub fn run(clusters: &[Cluster], config: &Config, args: &Args) -> Result<Code> {
         log::warn!("WAL segment {name} is missing: nothing after it can be restored from backup {}", base.id);
     }
     if !args.has("plan") {
-        put(&store, &base, &point, &data)?;
+        put(&store, config, &base, &point, &data)?;
     }
     journal::print(&report(cluster, &base, &point, &data, args.has("plan")))?;
     Ok(Code::Ok)
@@ -191,7 +194,11 @@ impl Claim {
 }
 
 /// Restores; removes what it has written when it fails.
-pub fn put(store: &Store, base: &Base, point: &Point, data: &Path) -> Result<()> {
+pub fn put(store: &Store, config: &Config, base: &Base, point: &Point, data: &Path) -> Result<()> {
+    let wal = wal_to_bring(store, config, base);
+    if base.info.pgbackrest.is_none() {
+        verify::must_open(base, wal.values().map(PathBuf::as_path))?;
+    }
     let claim = Claim::of(data).map_err(|why| {
         let text = format!("cannot restore cluster {} into {}: {why}", store.cluster, data.display());
         Error::failed(text).hint("The directory must be empty, and belong to postgres or lie in one that does.")
@@ -200,7 +207,7 @@ pub fn put(store: &Store, base: &Base, point: &Point, data: &Path) -> Result<()>
     if tablespaces.exists() {
         return Err(Error::failed(format!("cannot restore tablespaces into {}: it exists", tablespaces.display())));
     }
-    let done = write(store, base, point, data, &tablespaces);
+    let done = write(store, base, &wal, point, data, &tablespaces);
     if done.is_err() {
         for entry in fs::read_dir(data).into_iter().flatten().flatten() {
             let _ = fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path()));
@@ -218,7 +225,22 @@ pub fn tablespaces(data: &Path) -> PathBuf {
     data.with_added_extension("tablespaces")
 }
 
-fn write(store: &Store, base: &Base, point: &Point, data: &Path, tablespaces: &Path) -> Result<()> {
+/// WAL that a restore brings along in the clear, by name: the server that replays it has no identity. What is received in the
+/// clear now may be encrypted by the time it is asked for. None where nothing is encrypted: the server fetches it.
+pub fn wal_to_bring(store: &Store, config: &Config, base: &Base) -> BTreeMap<String, PathBuf> {
+    let wal = store.wal_from(&base.info);
+    let is_encrypted = !config.backup.recipients.is_empty() || wal.values().any(|path| encryption::is_encrypted(path));
+    if is_encrypted && base.info.pgbackrest.is_none() { wal } else { BTreeMap::new() }
+}
+
+fn write(
+    store: &Store,
+    base: &Base,
+    wal: &BTreeMap<String, PathBuf>,
+    point: &Point,
+    data: &Path,
+    tablespaces: &Path,
+) -> Result<()> {
     let failed = |why: String| {
         let text =
             format!("could not restore backup {} of cluster {} into {}: {why}", base.id, store.cluster, data.display());
@@ -226,7 +248,7 @@ fn write(store: &Store, base: &Base, point: &Point, data: &Path, tablespaces: &P
     };
     let size = match &base.info.pgbackrest {
         Some(_) => base.info.cluster_bytes,
-        None => Manifest::read(&base.path).map_err(failed)?.size(),
+        None => Manifest::read(&base.path).map_err(failed)?.size() + wal.len() as u64 * base.info.segment_size,
     };
     let room = store::room(data, 0)?;
     if room < size {
@@ -236,7 +258,10 @@ fn write(store: &Store, base: &Base, point: &Point, data: &Path, tablespaces: &P
         return pgbackrest::restore(set, point, data, tablespaces).map_err(|why| failed(why.message));
     }
     verify::read(&base.path, Some(&Target { data, tablespaces })).map_err(failed)?;
-    let io = |e: std::io::Error| failed(e.to_string());
+    let io = |e: io::Error| failed(e.to_string());
+    for (name, path) in wal {
+        bring(path, &data.join("pg_wal"), name).map_err(|e| failed(format!("WAL segment {name}: {e}")))?;
+    }
     // The server refuses one that others may look into.
     fs::set_permissions(data, fs::Permissions::from_mode(0o700)).map_err(io)?;
     // The server makes the links when it starts, and would make them to where the tablespaces were.
@@ -252,6 +277,16 @@ fn write(store: &Store, base: &Base, point: &Point, data: &Path, tablespaces: &P
     fs::write(data.join("recovery.signal"), "").map_err(io)?;
     nix::unistd::syncfs(File::open(data).map_err(io)?.as_fd())?;
     Ok(())
+}
+
+/// Puts a segment where the server looks when its restore_command does not have it, in place of what the base backup brought of
+/// it. It is marked as archived, or the server would archive it again.
+fn bring(from: &Path, pg_wal: &Path, name: &str) -> io::Result<()> {
+    let status = pg_wal.join("archive_status");
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&status)?;
+    let create = |path: PathBuf| File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
+    io::copy(&mut encryption::open(from)?, &mut create(pg_wal.join(name))?)?;
+    create(status.join(format!("{name}.done"))).map(drop)
 }
 
 /// `postgresql.auto.conf` with the recovery that is wanted, and without one that was wanted when this cluster was itself

@@ -4,6 +4,8 @@
 //!   `backup.json`, which is ours. While it is being made or removed its name ends in `.partial`.
 //! - `wal/SYSTEM-TIMELINE-RUN/`: segments as pg_receivewal writes them, the one that is being received as `.partial`. A new
 //!   run begins where WAL is missing, so that what came before stays as it is.
+//!
+//!   Where backups are encrypted (encryption.rs), the names of tars and of segments that are whole end in `.age`.
 //! - `drill/`: what a drill restores and removes again.
 //! - `lock`: held exclusively by whoever makes or removes backups. `reading`: held shared by whoever reads them,
 //!   exclusively while some are removed. Neither is the cluster's lock: a backup needs nothing of the cluster to stay, it
@@ -12,7 +14,7 @@
 //! Backups are put in order by system identifier (which begins with the time of initdb), timeline and LSN, never by the
 //! clock. No link is followed, and what has another name is not ours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -31,6 +33,7 @@ use shared::owner::Owner;
 use shared::{Error, Result, state, wal};
 
 pub const PARTIAL: &str = ".partial";
+pub use crate::encryption::AGE;
 
 #[derive(Clone, Debug)]
 pub struct Base {
@@ -75,21 +78,34 @@ impl Run {
         format!("{}-{:08X}-{:04}", self.system, self.timeline, self.number)
     }
 
-    /// Its segments of its own timeline by number; true: complete.
-    pub fn segments(&self, segment_size: u64) -> BTreeMap<u64, bool> {
-        let mut segments = BTreeMap::new();
-        for name in names(&self.path) {
-            let complete = !name.ends_with(PARTIAL);
-            match parse_segment(name.strip_suffix(PARTIAL).unwrap_or(&name), segment_size) {
+    /// Its segments of its own timeline by number. Of several files of one, the complete one counts, then the encrypted one.
+    pub fn segments(&self, segment_size: u64) -> BTreeMap<u64, Segment> {
+        let mut segments: BTreeMap<u64, Segment> = BTreeMap::new();
+        for file in names(&self.path) {
+            let plain = file.strip_suffix(AGE).unwrap_or(&file);
+            let name = plain.strip_suffix(PARTIAL).unwrap_or(plain);
+            match parse_segment(name, segment_size) {
                 Some((timeline, number)) if timeline == self.timeline => {
-                    let known = segments.entry(number).or_insert(complete);
-                    *known |= complete;
+                    let found = Segment { complete: plain == name, encrypted: plain != file, file };
+                    let worse = |known: &Segment| (known.complete, known.encrypted) < (found.complete, found.encrypted);
+                    if segments.get(&number).is_none_or(worse) {
+                        segments.insert(number, found);
+                    }
                 }
                 _ => {}
             }
         }
         segments
     }
+}
+
+/// A WAL segment in a run.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Segment {
+    pub complete: bool,
+    pub encrypted: bool,
+    /// Its name in the folder of the run.
+    pub file: String,
 }
 
 /// All WAL of one timeline.
@@ -114,6 +130,11 @@ impl Wal {
 
     pub fn last(&self) -> Option<u64> {
         self.segments.keys().next_back().copied()
+    }
+
+    /// Of every segment from this one on.
+    pub fn paths_from(&self, first: u64) -> impl Iterator<Item = &Path> {
+        self.segments.range(first..).map(|(_, (path, _))| path.as_path())
     }
 
     pub fn path_of(&self, number: u64) -> Option<&Path> {
@@ -249,15 +270,30 @@ impl Store {
         runs.reverse();
         let mut segments: BTreeMap<u64, (PathBuf, bool)> = BTreeMap::new();
         for run in &runs {
-            for (number, complete) in run.segments(segment_size) {
-                let name = wal::segment_name(timeline, number, segment_size) + if complete { "" } else { PARTIAL };
-                let better = segments.get(&number).is_none_or(|(_, known)| complete && !known);
+            for (number, segment) in run.segments(segment_size) {
+                let better = segments.get(&number).is_none_or(|(_, known)| segment.complete && !known);
                 if better {
-                    segments.insert(number, (run.path.join(name), complete));
+                    segments.insert(number, (run.path.join(segment.file), segment.complete));
                 }
             }
         }
         Wal { runs, segments }
+    }
+
+    /// WAL from the start of a backup on, of its timeline and later ones: where each segment is, by name.
+    pub fn wal_from(&self, info: &Info) -> BTreeMap<String, PathBuf> {
+        let timelines = self.runs().into_iter().filter(|run| run.system == info.system).map(|run| run.timeline);
+        let timelines: BTreeSet<u32> = timelines.filter(|timeline| *timeline >= info.timeline).collect();
+        let first = info.start.0 / info.segment_size.max(1);
+        let of = |timeline| {
+            let name = move |number| wal::segment_name(timeline, number, info.segment_size);
+            let segments = self.wal(info.system, timeline, info.segment_size).segments;
+            segments
+                .into_iter()
+                .filter(move |(number, _)| *number >= first)
+                .map(move |(number, (path, _))| (name(number), path))
+        };
+        timelines.into_iter().flat_map(of).collect()
     }
 
     /// Removes what an interrupted backup or removal has left.
@@ -293,7 +329,7 @@ pub fn parse_segment(name: &str, segment_size: u64) -> Option<(u32, u64)> {
     (name == wal::segment_name(timeline, number, segment_size)).then_some((timeline, number))
 }
 
-fn names(folder: &Path) -> Vec<String> {
+pub fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }

@@ -26,20 +26,23 @@ use shared::config::{Config, Engine};
 use shared::exit::Code;
 use shared::{Error, Result, unit};
 
+use crate::encryption::Recipients;
 use crate::server::{self, SLOT, STREAM, Server};
-use crate::store::{self, Run, Store};
+use crate::store::{self, PARTIAL, Run, Store};
 use crate::synchronous::{self, Synchronous};
 use crate::{child, expire, now};
 
 /// How often new clusters are looked for, and how often each is looked at.
 const ROUND: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_millis(500);
+/// How long WAL is encrypted in one round.
+const ENCRYPT: Duration = Duration::from_secs(3);
 /// Segments for which old backups make room on a volume that is full.
 const MAKE_ROOM: u64 = 64;
 
 pub fn run(args: &Args) -> Result<Code> {
     // Refuses at the start what a later round only warns of.
-    args.load_config()?;
+    Recipients::of(&args.load_config()?)?;
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGTERM);
     mask.add(Signal::SIGINT);
@@ -220,6 +223,37 @@ fn decide(facts: &Facts) -> Step {
     }
 }
 
+/// Encrypts what is whole of all WAL, and what was left half received. pg_receivewal goes on from the names that it finds: of the
+/// run that it writes to, whatever comes before the segment that it receives.
+fn encrypt(store: &Store, server: &Server, config: &Config) -> Result<()> {
+    let Some(recipients) = Recipients::of(config)? else { return Ok(()) };
+    let Some(_removing) = store.try_removing()? else { return Ok(()) };
+    let until = Instant::now() + ENCRYPT;
+    let current =
+        store.wal(server.system, server.timeline, server.segment_size).newest_run().map(|run| run.path.clone());
+    for run in store.runs() {
+        let mut files = store::names(&run.path);
+        files.retain(|name| is_plain_segment(name));
+        if current.as_ref() == Some(&run.path) {
+            let received = files.iter().filter(|name| name.ends_with(PARTIAL)).max().cloned().unwrap_or_default();
+            files.retain(|name| *name < received);
+        }
+        for file in &files {
+            recipients.encrypt(&run.path.join(file), || Ok(()))?;
+            if Instant::now() > until {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whatever the size of segments is: an earlier cluster may have had another one.
+fn is_plain_segment(name: &str) -> bool {
+    let name = name.strip_suffix(PARTIAL).unwrap_or(name);
+    name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// Whether a run can go on: the server still has the segment that comes next, and has got that far itself.
 fn goes_on(next: Option<u64>, server: &Server, is_there: impl FnOnce(u64) -> bool) -> bool {
     next.is_some_and(|next| {
@@ -244,13 +278,14 @@ impl Stream {
         let is_over = || stop.load(Ordering::Relaxed) || gone.load(Ordering::Relaxed);
         let mut next = Instant::now();
         while !is_over() {
-            if Instant::now() >= next {
+            let now = Instant::now();
+            if now >= next {
                 config = Config::load(file).unwrap_or(config);
                 // Without a server there is nothing to receive, and others see to that.
                 if let Err(why) = self.round(&config) {
                     self.say(log::Level::Info, format!("no WAL of cluster {} is received: {}", self.name, why.message));
                 }
-                next = Instant::now() + ROUND;
+                next = now + ROUND;
             }
             if self.has_ended() {
                 next = next.min(Instant::now() + 2 * SOON);
@@ -289,7 +324,16 @@ impl Stream {
             room_for_backups,
             receives,
         }) {
-            Step::Go => Ok(()),
+            Step::Go => {
+                // It is received all the same, and its slot watched.
+                if let Err(why) = encrypt(&store, &server, config) {
+                    self.say(
+                        log::Level::Warn,
+                        format!("WAL of cluster {} is in the clear: {}", self.name, why.message),
+                    );
+                }
+                Ok(())
+            }
             Step::Stand(why) => {
                 synchronous::release(clusters.as_slice(), &why)?;
                 self.end();
@@ -355,7 +399,7 @@ impl Stream {
             return Ok(store.next_run(server.system, server.timeline));
         };
         let segments = run.segments(server.segment_size);
-        let next = segments.last_key_value().map(|(number, complete)| number + u64::from(*complete));
+        let next = segments.last_key_value().map(|(number, segment)| number + u64::from(segment.complete));
         let name = |number| shared::wal::segment_name(server.timeline, number, server.segment_size);
         let listed = |number| {
             let sql = format!("SELECT FROM pg_ls_waldir() WHERE name = '{}'", name(number));

@@ -14,9 +14,10 @@ use shared::control::Lsn;
 use shared::exit::Code;
 use shared::{Result, wal};
 
+use crate::encryption::{self, AGE};
 use crate::manifest::{Manifest, hex};
 use crate::pgbackrest;
-use crate::store::{self, Base, PARTIAL, Store, Verdict};
+use crate::store::{self, Base, PARTIAL, Store, Verdict, Wal};
 
 const WAL_TAR: &str = "pg_wal.tar";
 
@@ -61,7 +62,20 @@ pub fn check(store: &Store, base: &Base) -> Result<Result<(), String>> {
     if let Some(set) = &base.info.pgbackrest {
         return pgbackrest::verify(&base.info, set);
     }
-    Ok(read(&base.path, None).and_then(|_| wal(store, base)))
+    let info = &base.info;
+    let received = store.wal(info.system, info.timeline, info.segment_size);
+    must_open(base, received.paths_from(info.start.0 / info.segment_size))?;
+    Ok(read(&base.path, None).and_then(|_| wal(base, &received)))
+}
+
+/// Refuses when what is encrypted of a backup and its WAL is not for an identity that is here.
+pub fn must_open<'a>(base: &Base, wal: impl Iterator<Item = &'a Path>) -> Result<()> {
+    let files = [base.path.join("base.tar.zst"), base.path.join(WAL_TAR)].map(|path| encryption::find(&path));
+    let base_opens = encryption::must_open(files.iter().map(PathBuf::as_path));
+    base_opens.and_then(|()| encryption::must_open(wal)).map_err(|mut why| {
+        why.message = format!("backup {} of cluster {}: {}", base.id, base.info.cluster, why.message);
+        why
+    })
 }
 
 /// Where a restore puts what it reads.
@@ -108,7 +122,7 @@ pub fn read(base: &Path, target: Option<&Target>) -> Result<Manifest, String> {
     }
     if let Some(target) = target {
         let wal = target.data.join("pg_wal");
-        entries(&base.join(WAL_TAR), |name, kind, _, content| {
+        entries(&encryption::find(&base.join(WAL_TAR)), |name, kind, _, content| {
             if kind == tar::EntryType::Regular {
                 let written = |e: io::Error| format!("could not write {name}: {e}");
                 let path = wal.join(name);
@@ -126,10 +140,11 @@ pub fn read(base: &Path, target: Option<&Target>) -> Result<Manifest, String> {
 /// `base.tar.zst`, then `OID.tar.zst` for each tablespace.
 fn tars(base: &Path) -> Result<Vec<(PathBuf, Option<String>)>, String> {
     let unreadable = |e: io::Error| format!("could not read {}: {e}", base.display());
-    let mut tars = vec![(base.join("base.tar.zst"), None)];
+    let mut tars = vec![(encryption::find(&base.join("base.tar.zst")), None)];
     for entry in fs::read_dir(base).map_err(unreadable)? {
         let name = entry.map_err(unreadable)?.file_name();
-        let oid = name.to_str().and_then(|name| name.strip_suffix(".tar.zst"));
+        let plain = name.to_str().map(|name| name.strip_suffix(AGE).unwrap_or(name));
+        let oid = plain.and_then(|name| name.strip_suffix(".tar.zst"));
         if let Some(oid) = oid.filter(|oid| oid.bytes().all(|byte| byte.is_ascii_digit())) {
             tars.push((base.join(&name), Some(oid.to_string())));
         }
@@ -143,8 +158,8 @@ fn entries(
 ) -> Result<(), String> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let damaged = |e: io::Error| format!("could not read {name}: {e}");
-    let file = wal::open(path).map_err(damaged)?;
-    let stream: Box<dyn Read> = if name.ends_with(".zst") {
+    let file = encryption::open(path).map_err(damaged)?;
+    let stream: Box<dyn Read> = if name.trim_end_matches(AGE).ends_with(".zst") {
         Box::new(zstd::Decoder::new(file).map_err(damaged)?)
     } else {
         Box::new(BufReader::new(file))
@@ -191,23 +206,23 @@ fn make_folder(path: &Path, mode: u32) -> io::Result<()> {
 
 /// Reads the WAL from the start of a backup to the end of the last whole segment that was received. What is missing or
 /// unreadable in between would end a restore there, without a word.
-fn wal(store: &Store, base: &Base) -> Result<(), String> {
+fn wal(base: &Base, received: &Wal) -> Result<(), String> {
     let info = &base.info;
-    let own = wal_of(&base.path.join(WAL_TAR))?;
-    let received = store.wal(info.system, info.timeline, info.segment_size);
+    let tar = encryption::find(&base.path.join(WAL_TAR));
+    let own = wal_of(&tar)?;
     let open = |name: &str| {
         let number = store::parse_segment(name, info.segment_size).map(|(_, number)| number);
         match number.and_then(|number| received.path_of(number)) {
-            Some(path) => match wal::open(path) {
+            Some(path) => match encryption::open(path) {
                 // It was completed meanwhile.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    wal::open(Path::new(path.to_string_lossy().trim_end_matches(PARTIAL)))
+                    encryption::open(Path::new(path.to_string_lossy().trim_end_matches(PARTIAL)))
                 }
                 file => file,
             }
             .map(|file| (file, 0)),
             None => match own.get(name) {
-                Some(at) => Ok((wal::open(&base.path.join(WAL_TAR))?, *at)),
+                Some(at) => Ok((encryption::open(&tar)?, *at)),
                 None => Err(io::ErrorKind::NotFound.into()),
             },
         }
@@ -227,7 +242,7 @@ fn wal(store: &Store, base: &Base) -> Result<(), String> {
 /// Where each segment begins in `pg_wal.tar`.
 fn wal_of(path: &Path) -> Result<HashMap<String, u64>, String> {
     let damaged = |e: io::Error| format!("could not read {WAL_TAR}: {e}");
-    let mut archive = tar::Archive::new(wal::open(path).map_err(damaged)?);
+    let mut archive = tar::Archive::new(encryption::open(path).map_err(damaged)?);
     let mut segments = HashMap::new();
     for entry in archive.entries_with_seek().map_err(damaged)? {
         let entry = entry.map_err(damaged)?;
