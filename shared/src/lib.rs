@@ -40,6 +40,7 @@ pub mod story;
 pub mod tally;
 pub mod terminals;
 pub mod unit;
+pub mod units;
 pub mod verify;
 pub mod wal;
 
