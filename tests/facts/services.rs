@@ -173,6 +173,33 @@ facts_on_both_suites! {
         assert_eq!(host.journal_of("pg-watchdog").count("restarting bound.service"), 1);
     }
 
+    fn a_tunnel_is_asked_by_its_public_address_and_waits_for_what_it_leads_to(host: Host) {
+        serve(&host, "shop", 8081, "200", "");
+        host.sh("openssl req -x509 -newkey rsa:2048 -nodes -keyout /srv/key.pem -out /srv/cert.pem -days 1 -subj /CN=shop \
+                 -addext subjectAltName=DNS:shop.example -addext basicConstraints=critical,CA:FALSE 2>/dev/null; echo 127.0.0.1 shop.example >> /etc/hosts; \
+                 mkdir -p /etc/ssl/certs; cat /srv/cert.pem >> /etc/ssl/certs/ca-certificates.crt");
+        host.file("/etc/systemd/system/tunnel.service").write(
+            "[Service]\nExecStart=/usr/bin/openssl s_server -quiet -accept 8443 -www -cert /srv/cert.pem -key /srv/key.pem\n\
+             [Install]\nWantedBy=multi-user.target\n",
+        );
+        host.sh("systemctl daemon-reload; systemctl enable --now tunnel");
+        let tunnel = "[[service]]\nname = \"tunnel\"\ntunnel = true\nhttp = \"https://shop.example:8443/\"\nbody = \"Ciphers\"\n\
+                      interval = \"1s\"\nstart_timeout = \"1s\"\ndepends_on = [\"shop\"]\n";
+        configure(&host, &(section("shop", 8081, &format!("{QUICK}restart = \"never\"\n")) + tunnel));
+        wait_for(&host, "tunnel", "ok");
+        let before = pid(&host, "tunnel");
+        host.sh("echo 500 > /srv/shop");
+        wait_for(&host, "shop", "down");
+        host.sh("systemctl kill --signal=KILL tunnel");
+        wait_for(&host, "tunnel", "waiting");
+        assert_eq!(host.state_of("tunnel.service"), "failed");
+        host.sh("echo 200 > /srv/shop");
+        wait_for(&host, "tunnel", "ok");
+        assert_ne!(pid(&host, "tunnel"), before);
+        host.journal_of("pg-watchdog").does_not_say("restarting shop.service").says("service shop is only reported");
+        assert!(status(&host, "tunnel")["restarts"] == serde_json::json!([1, 5, 3600]), "{:#}", status(&host, "tunnel"));
+    }
+
     fn what_a_person_has_stopped_or_disabled_or_paused_is_left_alone(host: Host) {
         serve(&host, "shop", 8081, "200", "");
         // It ends with an error when it is told to end.

@@ -78,6 +78,11 @@ fn turn(seat: &Seat, config: &Config, rule: &Service, began: Instant) -> Result<
     let unit = unit::show_one(&rule.unit())?;
     let answer = if unit.active == "active" && !unit.job { endpoint::ask(rule) } else { Answer::Good };
     let went_with = went_with(&unit, rule, config)?;
+    let is_last = Known::load(&seat.name).value.failures + 1 >= rule.failures() || unit.active != "active";
+    let is_seen = answer == Answer::Good && unit.active == "active" || !is_last || {
+        let patience = 2 * config.watchdog.heartbeat + 3 * config.watchdog.answer_timeout + SOON;
+        seat.board.are_seen_after(clusters(rule), Instant::now(), patience)
+    };
     let _lock = service::lock(&seat.name)?;
     let mut file = Known::load(&seat.name);
     let before = file.value.clone();
@@ -87,7 +92,7 @@ fn turn(seat: &Seat, config: &Config, rule: &Service, began: Instant) -> Result<
     let sign = verdict::judge(&rule.unit(), &unit, answer, known.taken_down);
     seat.board.put(&seat.name, sign == Sign::Serves);
     let now = Stamp::now();
-    let plan = verdict::decide(&sign, known, rule, &now, || around(seat, config, rule, &unit));
+    let plan = verdict::decide(&sign, known, rule, &now, || around(seat, config, rule, &unit, is_seen));
     Actor { rule, unit: &unit, about: service::about(&seat.name), now: &now }.carry_out(&plan, &mut file);
     if file.value != before || now.since(&before.at) > STALE {
         file.value.at = now;
@@ -104,7 +109,7 @@ fn turn(seat: &Seat, config: &Config, rule: &Service, began: Instant) -> Result<
 }
 
 /// Clusters that this service depends on.
-fn clusters(rule: &Service) -> impl Iterator<Item = &String> {
+fn clusters(rule: &Service) -> impl Iterator<Item = &String> + Clone {
     rule.depends_on.iter().filter(|name| name.contains('/'))
 }
 
@@ -122,7 +127,7 @@ fn went_with(unit: &UnitState, rule: &Service, config: &Config) -> Result<bool> 
 }
 
 /// What speaks against touching it now.
-fn around(seat: &Seat, config: &Config, rule: &Service, unit: &UnitState) -> Around {
+fn around(seat: &Seat, config: &Config, rule: &Service, unit: &UnitState, is_seen: bool) -> Around {
     let is_repaired = |cluster: &&String| matches!(Lock::try_take_shared(cluster), Ok(None));
     let repaired = || clusters(rule).find(is_repaired).map(|cluster| format!("{cluster}, which is being repaired"));
     // The start of a service that needs a cluster's unit would start that as well, and cancel a stop of it that has only begun.
@@ -131,10 +136,12 @@ fn around(seat: &Seat, config: &Config, rule: &Service, unit: &UnitState) -> Aro
         unit::show_one(&name).map_or(true, |other| other.job || verdict::is_away(unit, &name, &other))
     };
     let away = || clusters(rule).find(is_away).map(|cluster| format!("{cluster}, which is on its way down or up"));
+    let unseen = || (!is_seen).then(|| "a cluster, which was not seen to serve since".to_string());
     let paused = pause::of("").or_else(|| clusters(rule).find_map(|cluster| pause::of(cluster)));
     let stopping = || unit::is_stopping().then(|| "is on a host that is shutting down".to_string());
     Around {
-        missing: seat.board.missing(&rule.depends_on).or_else(repaired).or_else(away),
+        // The board last: to ask systemd takes a while.
+        missing: repaired().or_else(away).or_else(unseen).or_else(|| seat.board.missing(&rule.depends_on)),
         left: paused.or_else(standing::package_manager_runs).or_else(stopping),
         is_observed: config.mode == Mode::Observe
             || clusters(rule).any(|cluster| config.mode_of(cluster) == Mode::Observe),
