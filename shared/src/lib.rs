@@ -42,6 +42,7 @@ pub mod tally;
 pub mod terminals;
 pub mod tls_store;
 pub mod unit;
+pub mod units;
 pub mod verify;
 pub mod wal;
 

@@ -118,6 +118,12 @@ pub fn show_one(unit: &str) -> Result<UnitState> {
     Ok(show(&[unit])?.remove(0))
 }
 
+/// Any properties of a unit, as `systemctl show` prints them.
+pub fn properties(unit: &str, names: &[&str]) -> Result<HashMap<String, String>> {
+    let text = call(systemctl().args(["show", "-p", &names.join(","), "--", unit]))?;
+    Ok(text.lines().filter_map(|line| line.split_once('=')).map(|(name, value)| (name.into(), value.into())).collect())
+}
+
 /// Queues a start job.
 pub fn start(unit: &str) -> Result<()> {
     call(systemctl().args(["start", "--no-block", "--", unit])).map(drop)

@@ -155,6 +155,10 @@ facts_on_both_suites! {
         look(&host);
         assert!(host.sh("pg-notify list").contains("pg-notify-mail.service: in trouble since"));
         assert!(host.sh("ls /var/lib/pg-recovery/notify/mail").contains("test-"));
+        host.sh("touch --date='4 days ago' /var/lib/pg-recovery/notify/mail/test-*");
+        host.run("systemctl start pg-notify-mail.service");
+        host.journal_of("pg-notify-mail.service").says("exit status: 75; given up");
+        assert!(!host.sh("ls /var/lib/pg-recovery/notify/mail").contains("test-"));
     }
 
     fn a_receiver_that_is_down_gets_its_message_afterwards_across_a_reboot(suite: Suite) {

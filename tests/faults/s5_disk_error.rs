@@ -27,7 +27,7 @@ pub const STAGED: &[Staged] = &[
             let disk = inject_reads(host);
             host.wait_until_accepting(Duration::from_secs(60));
             let answer = host.try_psql("SELECT sum(id) FROM far");
-        assert!(answer.stderr.contains("Input/output error"), "{answer}");
+            assert!(answer.stderr.contains("Input/output error"), "{answer}");
             Box::new(disk)
         },
         end: End::Told("damage", "critical"),

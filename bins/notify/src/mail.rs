@@ -76,35 +76,40 @@ fn waiting(folder: &Path) -> Vec<PathBuf> {
     mails
 }
 
+/// `None`: there is no such file. One from the future has waited for a while.
+fn age(path: &Path) -> Option<Duration> {
+    let modified = fs::metadata(path).and_then(|meta| meta.modified()).ok()?;
+    Some(SystemTime::now().duration_since(modified).unwrap_or(PAUSE))
+}
+
 /// Hands over what waits. Fails as long as a mail waits that was not taken, so that the unit shows it.
 pub fn hand_over() -> Result<Code> {
     crate::become_own_user()?;
     let mut code = Code::Ok;
     for mail in FOLDERS.iter().flat_map(|folder| waiting(Path::new(folder))) {
-        let age = |time: std::io::Result<SystemTime>| {
-            time.ok().and_then(|time| SystemTime::now().duration_since(time).ok()).unwrap_or(PAUSE)
-        };
-        let meta = fs::metadata(&mail)?;
-        // The time of a file is that of its last try, once there was one.
-        let was_tried = mail.with_extension("eml.tried").exists();
-        if was_tried && age(meta.modified()) < PAUSE {
+        // The time of the mail is that of its last try, once there was one; that of the file beside it, of the first.
+        let tried = mail.with_extension("eml.tried");
+        let waits = age(&tried);
+        if waits.is_some() && age(&mail).is_some_and(|age| age < PAUSE) {
             code = Code::Failed;
             continue;
         }
         match sendmail(&mail) {
             Ok(()) => log::info!("{} was handed over to {SENDMAIL}", mail.display()),
-            Err(why) if age(meta.created()) > KEPT => {
+            Err(why) if waits.is_some_and(|waits| waits > KEPT) => {
                 log::error!("could not hand {} over to {SENDMAIL}: {why}; given up", mail.display())
             }
             Err(why) => {
                 log::error!("could not hand {} over to {SENDMAIL}: {why}; trying again", mail.display());
                 code = Code::Failed;
-                fs::File::create(mail.with_extension("eml.tried"))?;
+                if waits.is_none() {
+                    fs::File::create(tried)?;
+                }
                 fs::File::open(&mail)?.set_modified(SystemTime::now())?;
                 continue;
             }
         }
-        let _ = fs::remove_file(mail.with_extension("eml.tried"));
+        let _ = fs::remove_file(tried);
         fs::remove_file(&mail)?;
     }
     Ok(code)

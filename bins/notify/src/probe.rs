@@ -40,7 +40,7 @@ fn over_http(url: &str, patience: Duration) -> Result<serde_json::Value> {
     // Whoever keeps the names does not answer, or does not know this one: that says nothing about what it stands for.
     let name = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     (name, port).to_socket_addrs().map_err(|why| unknown(url, &why.to_string()))?;
-    let answer = match channel::agent(patience).get(uri).call() {
+    let answer = match channel::agent(url, patience).get(uri).call() {
         Ok(answer) => answer,
         Err(why) => return Ok(json!({ "failed": why.to_string() })),
     };

@@ -9,7 +9,6 @@ mod points;
 mod rehearsal;
 mod restore;
 mod server;
-mod units;
 
 use std::process::ExitCode;
 
@@ -17,7 +16,7 @@ use shared::args::Args;
 use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::exit::{self, Code};
-use shared::{Error, Result};
+use shared::{Error, Result, units};
 
 const HELP: &str = include_str!("help.txt");
 

@@ -20,7 +20,7 @@ use crate::endpoint::{self, Answer};
 use crate::post::{InForce, lock};
 use crate::verdict::{self, Around, Plan, Sign};
 
-/// Between two looks of which the first has failed: with the defaults, three of them are over within five seconds.
+/// From one look that has failed to the next: with the defaults, three of them are over in little more than three seconds.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Between two looks while something is on its way, and at what shows without asking anybody.
 const SOON: Duration = Duration::from_secs(1);
@@ -77,17 +77,22 @@ pub fn watch(seat: &Seat) {
 fn turn(seat: &Seat, config: &Config, rule: &Service, began: Instant) -> Result<Instant> {
     let unit = unit::show_one(&rule.unit())?;
     let answer = if unit.active == "active" && !unit.job { endpoint::ask(rule) } else { Answer::Good };
-    let taken_down = is_taken_down(&unit, rule, config)?;
+    let went_with = went_with(&unit, rule, config)?;
+    let is_last = Known::load(&seat.name).value.failures + 1 >= rule.failures() || unit.active != "active";
+    let is_seen = answer == Answer::Good && unit.active == "active" || !is_last || {
+        let patience = 2 * config.watchdog.heartbeat + 3 * config.watchdog.answer_timeout + SOON;
+        seat.board.are_seen_after(clusters(rule), Instant::now(), patience)
+    };
     let _lock = service::lock(&seat.name)?;
     let mut file = Known::load(&seat.name);
     let before = file.value.clone();
     let known = &mut file.value;
     // Until it runs again, however often the other one goes down meanwhile.
-    known.taken_down = unit.active == "inactive" && (known.taken_down || taken_down);
+    known.taken_down = unit.active == "inactive" && (known.taken_down || went_with);
     let sign = verdict::judge(&rule.unit(), &unit, answer, known.taken_down);
     seat.board.put(&seat.name, sign == Sign::Serves);
     let now = Stamp::now();
-    let plan = verdict::decide(&sign, known, rule, &now, || around(seat, config, rule));
+    let plan = verdict::decide(&sign, known, rule, &now, || around(seat, config, rule, &unit, is_seen));
     Actor { rule, unit: &unit, about: service::about(&seat.name), now: &now }.carry_out(&plan, &mut file);
     if file.value != before || now.since(&before.at) > STALE {
         file.value.at = now;
@@ -95,7 +100,7 @@ fn turn(seat: &Seat, config: &Config, rule: &Service, began: Instant) -> Result<
     }
     Ok(match plan {
         Plan::Fine | Plan::Leave(Condition::Off | Condition::Unknown, _) => began + rule.interval(),
-        Plan::LookAgain(_) => Instant::now() + AGAIN,
+        Plan::LookAgain(_) => began + AGAIN,
         Plan::Wait(_) | Plan::Restart(..) | Plan::Leave(Condition::Starting, _) => Instant::now() + SOON,
         Plan::Leave(..) | Plan::Report(..) | Plan::GiveUp(..) | Plan::GivenUp(_) => {
             Instant::now() + LATER.min(rule.interval())
@@ -104,18 +109,17 @@ fn turn(seat: &Seat, config: &Config, rule: &Service, began: Instant) -> Result<
 }
 
 /// Clusters that this service depends on.
-fn clusters(rule: &Service) -> impl Iterator<Item = &String> {
+fn clusters(rule: &Service) -> impl Iterator<Item = &String> + Clone {
     rule.depends_on.iter().filter(|name| name.contains('/'))
 }
 
 /// Did systemd take it down together with a cluster that it depends on?
-fn is_taken_down(unit: &UnitState, rule: &Service, config: &Config) -> Result<bool> {
+fn went_with(unit: &UnitState, rule: &Service, config: &Config) -> Result<bool> {
     if unit.active != "inactive" {
         return Ok(false);
     }
-    for cluster in clusters(rule) {
-        let other = config.unit_of(cluster);
-        if unit.bound_to.contains(&other) && verdict::went_together(unit, &unit::show_one(&other)?) {
+    for cluster in clusters(rule).map(|cluster| config.unit_of(cluster)) {
+        if unit.bound_to.contains(&cluster) && verdict::went_together(unit, &unit::show_one(&cluster)?) {
             return Ok(true);
         }
     }
@@ -123,13 +127,21 @@ fn is_taken_down(unit: &UnitState, rule: &Service, config: &Config) -> Result<bo
 }
 
 /// What speaks against touching it now.
-fn around(seat: &Seat, config: &Config, rule: &Service) -> Around {
+fn around(seat: &Seat, config: &Config, rule: &Service, unit: &UnitState, is_seen: bool) -> Around {
     let is_repaired = |cluster: &&String| matches!(Lock::try_take_shared(cluster), Ok(None));
     let repaired = || clusters(rule).find(is_repaired).map(|cluster| format!("{cluster}, which is being repaired"));
+    // The start of a service that needs a cluster's unit would start that as well, and cancel a stop of it that has only begun.
+    let is_away = |cluster: &&String| {
+        let name = config.unit_of(cluster);
+        unit::show_one(&name).map_or(true, |other| other.job || verdict::is_away(unit, &name, &other))
+    };
+    let away = || clusters(rule).find(is_away).map(|cluster| format!("{cluster}, which is on its way down or up"));
+    let unseen = || (!is_seen).then(|| "a cluster, which was not seen to serve since".to_string());
     let paused = pause::of("").or_else(|| clusters(rule).find_map(|cluster| pause::of(cluster)));
     let stopping = || unit::is_stopping().then(|| "is on a host that is shutting down".to_string());
     Around {
-        missing: seat.board.missing(&rule.depends_on).or_else(repaired),
+        // The board last: to ask systemd takes a while.
+        missing: repaired().or_else(away).or_else(unseen).or_else(|| seat.board.missing(&rule.depends_on)),
         left: paused.or_else(standing::package_manager_runs).or_else(stopping),
         is_observed: config.mode == Mode::Observe
             || clusters(rule).any(|cluster| config.mode_of(cluster) == Mode::Observe),

@@ -21,7 +21,7 @@ pub enum Sign {
     Unseen(String),
     /// It does not run although it is meant to.
     Down(String),
-    /// It ends again and again, and systemd starts it each time.
+    /// It ended, and systemd starts it again in a moment.
     Returning(String),
     /// It runs, and does not answer as it should.
     Silent(String),
@@ -41,7 +41,7 @@ pub fn judge(name: &str, unit: &UnitState, answer: Answer, taken_down: bool) -> 
     let failed = format!("({})", unit.result);
     match unit.active.as_str() {
         "activating" if unit.sub.starts_with("auto-restart") && unit.result != "success" => {
-            Sign::Returning(format!("{name} ends again and again {failed}, and systemd starts it each time"))
+            Sign::Returning(format!("{name} has ended {failed}, and systemd is about to start it again"))
         }
         _ if unit.job => Sign::Working,
         "active" => match answer {
@@ -62,6 +62,12 @@ pub fn went_together(unit: &UnitState, other: &UnitState) -> bool {
     let ends = |unit: &UnitState| [unit.active_exit, unit.inactive_since];
     let is_near = |(a, b): (f64, f64)| a > 0.0 && b > 0.0 && (a - b).abs() < TOGETHER;
     ends(unit).into_iter().any(|a| ends(other).into_iter().any(|b| is_near((a, b))))
+}
+
+/// Has the unit of this name, which takes the first one down with it, not come up since that one ended?
+pub fn is_away(unit: &UnitState, name: &String, other: &UnitState) -> bool {
+    let is_bound = unit.active != "active" && unit.bound_to.contains(name);
+    is_bound && (other.active != "active" || other.active_enter < unit.active_exit)
 }
 
 /// What speaks against touching it now.
@@ -178,6 +184,10 @@ mod tests {
         let alone = UnitState { active_exit: 50.0, inactive_since: 51.0, ..unit("inactive", "success") };
         assert!(!went_together(&alone, &cluster) && !went_together(&unit("inactive", ""), &cluster));
         assert!(matches!(judge("x", &with, Answer::Good, true), Sign::Down(_)));
+        let (name, back) =
+            ("postgresql@16-main.service".to_string(), UnitState { active_enter: 120.0, ..cluster.clone() });
+        let bound = UnitState { bound_to: vec![name.clone()], ..with.clone() };
+        assert!(is_away(&bound, &name, &cluster) && !is_away(&bound, &name, &back) && !is_away(&with, &name, &cluster));
     }
 
     #[test]

@@ -5,13 +5,16 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use shared::cluster::Cluster;
-use shared::point::{Copy, LINK, Part};
-use shared::{Error, Result, state};
+use crate::cluster::Cluster;
+use crate::error::{Error, Result};
+use crate::point::{Copy, LINK, Part};
+use crate::state;
 
 /// Where the administrator's units are (systemd.unit(5)); only root writes here.
 pub const FOLDER: &str = "/etc/systemd/system";
 const LIMIT: u64 = 1 << 20;
+/// The drop-in that `pg-watchdog adopt` gives to the unit of somebody else.
+pub const ADOPTED: &str = "60-pg-recovery.conf";
 
 /// The files of this package, one a line (dpkg(1)).
 const PACKAGE: &str = "/var/lib/dpkg/info/pg-recovery.list";
@@ -33,10 +36,21 @@ pub fn of_cluster(cluster: &Cluster) -> Vec<Copy> {
     copies
 }
 
-/// How this package is started.
+/// How this package is started, and what it has told systemd about the units of others.
 pub fn ours() -> Result<Vec<Copy>> {
     let names = names()?;
-    Ok(of(Path::new(FOLDER), &|unit| is_of(&names, unit), Part::Ours))
+    let mut copies = of(Path::new(FOLDER), &|unit| is_of(&names, unit), Part::Ours);
+    let folders = std::fs::read_dir(FOLDER).into_iter().flatten().flatten().map(|entry| entry.path());
+    let adopted = folders.filter(|folder| folder.extension().is_some_and(|kind| kind == "d"));
+    copies.extend(adopted.filter_map(|folder| copy(&folder.join(ADOPTED), Part::Ours)));
+    copies.sort_by(|a, b| a.path.cmp(&b.path));
+    copies.dedup();
+    Ok(copies)
+}
+
+/// Where the drop-in of an adopted unit is.
+pub fn adopted(unit: &str) -> PathBuf {
+    Path::new(FOLDER).join(format!("{unit}.d")).join(ADOPTED)
 }
 
 /// The units of this package, templates as such.
