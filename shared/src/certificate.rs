@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use x509_parser::pem::Pem;
-use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, GeneralName, X509Certificate};
 
 /// The first end among the certificates and revocation lists of a file, and the last beginning; seconds since 1970.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,10 +42,18 @@ impl Validity {
 
     pub fn of(certificate: &X509Certificate) -> Validity {
         let validity = certificate.validity();
+        // Let's Encrypt leaves the subject empty; the names are what counts anyway.
+        let names = || {
+            let names = &certificate.subject_alternative_name().ok()??.value.general_names;
+            names
+                .iter()
+                .find_map(|name| if let GeneralName::DNSName(name) = name { Some(name.to_string()) } else { None })
+        };
+        let subject = Some(certificate.subject().to_string()).filter(|subject| !subject.is_empty());
         Validity {
             from: validity.not_before.timestamp(),
             until: validity.not_after.timestamp(),
-            subject: certificate.subject().to_string(),
+            subject: subject.or_else(names).unwrap_or_else(|| "a certificate without a name".into()),
         }
     }
 

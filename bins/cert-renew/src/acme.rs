@@ -81,14 +81,16 @@ async fn order(configured: &Certificate, wish: &Wish<'_>) -> Result<(String, Str
         challenge.set_ready().await.map_err(|e| failed("a challenge was not taken", e))?;
     }
     let patience = RetryPolicy::default().timeout(PATIENCE);
-    let status = order.poll_ready(&patience).await.map_err(|e| failed("the names were not checked", e))?;
-    if status != OrderStatus::Ready {
-        return Err(Error::failed(format!(
-            "{url} does not believe that this host is {}: {}",
-            wish.names.join(", "),
-            why(&mut order).await
-        ))
-        .hint("Its answer says what it tried; http-01 is asked for on port 80 of each name, dns-01 in DNS."));
+    let refused = |why: String| {
+        let names = wish.names.join(", ");
+        Error::failed(format!("{url} does not believe that this host is {names}: {why}"))
+            .hint("http-01 is asked for on port 80 of each name, dns-01 in DNS.")
+    };
+    match order.poll_ready(&patience).await {
+        Ok(OrderStatus::Ready) => {}
+        Ok(_) => return Err(refused("it does not say why".into())),
+        Err(Acme::Api(problem)) => return Err(refused(problem.to_string())),
+        Err(e) => return Err(failed("the names were not checked", e)),
     }
     let key = generate(wish.key)?;
     let request = CertificateParams::new(wish.names.to_vec()).and_then(|mut params| {
@@ -99,17 +101,6 @@ async fn order(configured: &Certificate, wish: &Wish<'_>) -> Result<(String, Str
     order.finalize_csr(request.der()).await.map_err(|e| failed("the request was refused", e))?;
     let certificate = order.poll_certificate(&patience).await.map_err(|e| failed("no certificate came", e))?;
     Ok((certificate, key.serialize_pem()))
-}
-
-/// What the authority found of the names.
-async fn why(order: &mut instant_acme::Order) -> String {
-    let mut found = Vec::new();
-    let mut authorizations = order.authorizations();
-    while let Some(Ok(authorization)) = authorizations.next().await {
-        let errors = authorization.challenges.iter().filter_map(|challenge| challenge.error.as_ref());
-        found.extend(errors.map(|problem| problem.to_string()));
-    }
-    if found.is_empty() { "it does not say why".into() } else { found.join("; ") }
 }
 
 /// With what is behind it: "client error (Connect)" alone helps nobody.
