@@ -4,7 +4,8 @@
 //! name contains it; `-- trixie idle 600` measures pg-watchdog over so many idle seconds instead, and
 //! `-- trixie check 20 SCRIPT` one pass of pg-health-check against one of a shell script that does the same work, and
 //! `-- trixie backup 10 2000` pg-backup against pg_basebackup alone, of a cluster with so many megabytes more than an empty
-//! one. Run it on a quiet computer: what else runs there is in the figures.
+//! one, `-- trixie drill 10 2000` a drill against a restore of the same backup typed by hand, and `-- trixie stream 5 20`
+//! what the stream, and the synchronous one, cost so many runs of pgbench of so many seconds. Run it on a quiet computer: what else runs there is in the figures.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -36,6 +37,14 @@ fn main() -> ExitCode {
             (Ok(runs @ 1..), Ok(megabytes)) => backups(suite, runs, megabytes),
             _ => usage(),
         },
+        ["drill", runs, megabytes] => match (runs.parse(), megabytes.parse()) {
+            (Ok(runs @ 1..), Ok(megabytes)) => drills(suite, runs, megabytes),
+            _ => usage(),
+        },
+        ["stream", runs, seconds] => match (runs.parse(), seconds.parse()) {
+            (Ok(runs @ 1..), Ok(seconds)) => streams(suite, runs, seconds),
+            _ => usage(),
+        },
         [runs] => runs.parse().map_or_else(|_| usage(), |runs| downtimes(suite, runs, "")),
         [runs, only] => runs.parse().map_or_else(|_| usage(), |runs| downtimes(suite, runs, only)),
         _ => usage(),
@@ -43,7 +52,10 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: measure bookworm|trixie RUNS [FAULT] | idle SECONDS | check RUNS SCRIPT | backup RUNS MEGABYTES");
+    eprintln!(
+        "usage: measure bookworm|trixie RUNS [FAULT] | idle SECONDS | check RUNS SCRIPT | backup RUNS MEGABYTES \
+        | drill RUNS MEGABYTES | stream RUNS SECONDS"
+    );
     ExitCode::from(64)
 }
 
@@ -111,6 +123,13 @@ fn median_and_worst(times: &mut [Duration]) -> String {
     times.sort();
     let (Some(worst), Some(median)) = (times.last(), times.get(times.len() / 2)) else { return "-".into() };
     format!("{:.2} s, {:.2} s", median.as_secs_f64(), worst.as_secs_f64())
+}
+
+fn in_ms(times: &mut [Duration]) -> String {
+    times.sort();
+    let ms = |time: &Duration| time.as_secs_f64() * 1000.0;
+    let (Some(worst), Some(median)) = (times.last(), times.get(times.len() / 2)) else { return "-".into() };
+    format!("{:.1} ms, {:.1} ms", ms(median), ms(worst))
 }
 
 /// CPU time and memory of pg-watchdog while nothing happens.
@@ -206,16 +225,7 @@ fn one_pass(host: &Host, unit: &str) -> (Duration, Duration) {
 /// pg-backup takes itself. It reads all again to verify it, which pg_basebackup does not; the copy alone has a row of its own.
 fn backups(suite: Suite, runs: usize, megabytes: u64) -> ExitCode {
     let host = Host::boot(suite);
-    host.sh("systemctl stop pg-watchdog.service pg-health-check.timer");
-    host.psql("CREATE TABLE filler (id bigint, text text)");
-    for part in 0..megabytes.div_ceil(100) {
-        // Some 8000 rows are a megabyte; compression makes a half of it.
-        let rows = 8000 * (megabytes - 100 * part).min(100);
-        host.psql(&format!(
-            "INSERT INTO filler SELECT i, repeat(md5(i::text), 2) FROM generate_series(1, {rows}) AS i"
-        ));
-    }
-    host.psql("CHECKPOINT");
+    fill(&host, megabytes);
     let size: f64 = host.psql("SELECT sum(pg_tablespace_size(oid)) FROM pg_tablespace").parse().expect("a number");
     let (alone, ours) =
         ("/var/backups/pg-recovery/alone", format!("/var/backups/pg-recovery/{}-main/base", host.version()));
@@ -273,4 +283,151 @@ fn backups(suite: Suite, runs: usize, megabytes: u64) -> ExitCode {
         println!("| {} | {what} | {runs} | {both} | {speed:.0} | {memory} |", suite.name());
     }
     ExitCode::SUCCESS
+}
+
+fn fill(host: &Host, megabytes: u64) {
+    host.sh("systemctl stop pg-watchdog.service pg-health-check.timer");
+    host.psql("CREATE TABLE filler (id bigint, text text)");
+    for part in 0..megabytes.div_ceil(100) {
+        // Some 8000 rows are a megabyte; compression makes a half of it.
+        let rows = 8000 * (megabytes - 100 * part).min(100);
+        host.psql(&format!(
+            "INSERT INTO filler SELECT i, repeat(md5(i::text), 2) FROM generate_series(1, {rows}) AS i"
+        ));
+    }
+    host.psql("CHECKPOINT");
+}
+
+/// A drill against the same restore typed by hand, in turns: from the first command until the restored server answers.
+fn drills(suite: Suite, runs: usize, megabytes: u64) -> ExitCode {
+    let host = Host::boot_beside(suite, ",zstd");
+    host.file("/etc/pg-recovery/config.toml").write("[health]\npressure_warn = 100\n");
+    fill(&host, megabytes);
+    host.sh("systemctl unmask pg-wal-stream.service; systemctl start pg-wal-stream.service; pg-backup now");
+    let store = format!("/var/backups/pg-recovery/{}-main", host.version());
+    let pg_ctl = host.main_cluster().program("pg_ctl");
+    host.file("/tmp/by-hand").write(format!(
+        "set -e; cd {store}; mkdir -m 700 hand; tar --extract --zstd --file base/*/base.tar.zst --directory hand
+         tar --extract --file base/*/pg_wal.tar --directory hand/pg_wal
+         touch hand/recovery.signal hand/postgresql.conf; echo 'local all all peer' >hand/pg_hba.conf
+         {pg_ctl} start --wait --timeout=600 --silent --pgdata=hand --log=/tmp/hand.log -o \"-c listen_addresses= \
+           -c unix_socket_directories=$PWD/hand -c shared_buffers=32MB -c autovacuum=off -c max_wal_senders=0 \
+           -c hot_standby=off -c max_connections=20 -c jit=off -c max_prepared_transactions=1000 \
+           -c restore_command='cp $PWD/wal/*/%f %p 2>/dev/null || cp $PWD/wal/*/%f.partial %p'\"
+         until psql --quiet --host=$PWD/hand --command 'SELECT 1' postgres >/dev/null 2>&1; do sleep 0.02; done\n"
+    ));
+    let (mut hands, mut drills, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for run in 0..=runs {
+        let began = Instant::now();
+        host.sh("runuser -u postgres -- bash /tmp/by-hand");
+        let hand = began.elapsed();
+        host.sh(&format!(
+            "runuser -u postgres -- {pg_ctl} stop --mode=immediate --pgdata={store}/hand; rm -rf {store}/hand; sync"
+        ));
+        host.sh("pg-backup drill; sync");
+        let info: serde_json::Value =
+            serde_json::from_str(&host.sh(&format!("cat {store}/base/*/backup.json"))).expect("one backup was made");
+        let drill = Duration::from_secs_f64(info["drilled"]["seconds"].as_f64().expect("it was drilled"));
+        // The first has everything read from the disk.
+        if run > 0 {
+            hands.push(hand);
+            drills.push(drill);
+            ratios.push(drill.as_secs_f64() / hand.as_secs_f64());
+        }
+    }
+    ratios.sort_by(f64::total_cmp);
+    println!(
+        "| suite | runs | by hand: median, worst | drill: median, worst | ratio, pair by pair: median (least, most) |"
+    );
+    println!("|---|---|---|---|---|");
+    println!(
+        "| {} | {runs} | {} | {} | {:.2} ({:.2}, {:.2}) |",
+        suite.name(),
+        median_and_worst(&mut hands),
+        median_and_worst(&mut drills),
+        ratios[ratios.len() / 2],
+        ratios[0],
+        ratios[ratios.len() - 1]
+    );
+    ExitCode::SUCCESS
+}
+
+/// What commits of pgbench cost without a stream, with it, and when they wait for it, in turns; and how far behind it is meanwhile.
+fn streams(suite: Suite, runs: usize, seconds: u64) -> ExitCode {
+    let host = Host::boot(suite);
+    host.sh("systemctl stop pg-watchdog.service pg-health-check.timer; systemctl unmask pg-wal-stream.service");
+    let pgbench = host.main_cluster().program("pgbench");
+    host.sh(&format!("runuser -u postgres -- {pgbench} --initialize --quiet --scale=10 postgres"));
+    let names = format!("{}/conf.d/measured.conf", host.configuration_directory());
+    let is = |state: &str| {
+        let sql = "SELECT sync_state FROM pg_stat_replication WHERE application_name = 'pg_recovery_stream'
+                   AND state = 'streaming'";
+        poll_until(Duration::from_secs(60), || (host.try_psql(sql).stdout.trim() == state).then_some(()))
+            .unwrap_or_else(|| panic!("the stream is not {state}"));
+    };
+    let ways = ["no stream", "stream", "synchronous stream"];
+    let (mut latencies, mut lags) = ([const { Vec::new() }; 3], Vec::new());
+    for _ in 0..runs {
+        for (way, name) in ways.iter().enumerate() {
+            host.sh("systemctl stop pg-wal-stream.service");
+            let synchronous = way == 2;
+            host.file("/etc/pg-recovery/config.toml").write(format!("[backup]\nsynchronous_stream = {synchronous}\n"));
+            host.file(&names).write(if synchronous {
+                "synchronous_standby_names = 'pg_recovery_stream'\n"
+            } else {
+                ""
+            });
+            host.psql("ALTER SYSTEM RESET synchronous_standby_names");
+            if way > 0 {
+                host.sh("systemctl start pg-wal-stream.service");
+                is("async");
+            }
+            host.psql("SELECT pg_reload_conf()");
+            if synchronous {
+                is("sync");
+            }
+            host.psql("CHECKPOINT");
+            let log = "/tmp/pgbench";
+            let bench = format!("exec {pgbench} --client=4 --time={seconds} --no-vacuum postgres >{log} 2>&1");
+            let pid = host.run_as_unit("pgbench", "postgres", &bench);
+            while host.is_alive(pid) {
+                if way == 1 {
+                    lags.extend(lag(&host));
+                }
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            let said = host.sh(&format!("cat {log}"));
+            let latency = said.lines().find_map(|line| line.strip_prefix("latency average = ")?.strip_suffix(" ms"));
+            let latency: f64 = latency.and_then(|ms| ms.parse().ok()).unwrap_or_else(|| panic!("{name}: {said}"));
+            latencies[way].push(Duration::from_secs_f64(latency / 1000.0));
+        }
+    }
+    println!(
+        "| suite | pgbench, 4 clients | runs of {seconds} s | latency of a transaction: median, worst | how far behind: median, worst |"
+    );
+    println!("|---|---|---|---|---|");
+    for (way, name) in ways.iter().enumerate() {
+        let behind = if way == 1 { in_ms(&mut lags) } else { String::new() };
+        println!("| {} | {name} | {runs} | {} | {behind} |", suite.name(), in_ms(&mut latencies[way]));
+    }
+    ExitCode::SUCCESS
+}
+
+/// How long after the server has told what it has flushed it is in what was received.
+fn lag(host: &Host) -> Option<Duration> {
+    let sql = "SELECT file_name, file_offset FROM pg_walfile_name_offset(pg_current_wal_flush_lsn() - 16)";
+    let place = host.psql(sql);
+    let told = Instant::now();
+    let (name, offset) = place.split_once('|')?;
+    let offset: u64 = offset.parse().ok()?;
+    let store = host.file(&format!("/var/backups/pg-recovery/{}-main/wal", host.version()));
+    poll_until(Duration::from_secs(10), || {
+        let run = std::fs::read_dir(store.path()).ok()?.flatten().max_by_key(|entry| entry.file_name())?.path();
+        let file =
+            std::fs::File::open(run.join(format!("{name}.partial"))).or_else(|_| std::fs::File::open(run.join(name)));
+        let mut bytes = [0; 16];
+        std::os::unix::fs::FileExt::read_exact_at(&file.ok()?, &mut bytes, offset).ok()?;
+        (bytes != [0; 16]).then_some(())
+    })?;
+    Some(told.elapsed())
 }
