@@ -150,14 +150,14 @@ facts_on_both_suites! {
         host.file("/usr/sbin/sendmail").write("#!/bin/sh\nexit 75\n");
         assert!(host.sh("pg-notify test").contains("root: taken"));
         host.run("systemctl start pg-notify-mail.service");
-        host.journal_of("pg-notify-mail.service").says("exit status: 75; trying again");
+        host.wait_for_journal("pg-notify", "exit status: 75; trying again", SOON);
         assert_eq!(host.state_of("pg-notify-mail.service"), "failed");
         look(&host);
         assert!(host.sh("pg-notify list").contains("pg-notify-mail.service: in trouble since"));
         assert!(host.sh("ls /var/lib/pg-recovery/notify/mail").contains("test-"));
         host.sh("touch --date='4 days ago' /var/lib/pg-recovery/notify/mail/test-*");
         host.run("systemctl start pg-notify-mail.service");
-        host.journal_of("pg-notify-mail.service").says("exit status: 75; given up");
+        host.wait_for_journal("pg-notify", "exit status: 75; given up", SOON);
         assert!(!host.sh("ls /var/lib/pg-recovery/notify/mail").contains("test-"));
     }
 
