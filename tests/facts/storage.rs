@@ -332,7 +332,7 @@ facts_on_both_suites! {
     }
 
     fn wal_or_a_version_that_does_not_fit_is_for_a_person_and_is_not_tried_twice(suite: Suite) {
-        for name in ["WAL of the last checkpoint lost", "base backup restored", "library of another build", "another major version", "less memory"] {
+        for name in ["WAL of the last checkpoint and the evidence lost", "base backup restored", "library of another build", "another major version", "less memory"] {
             faults::staged().find(|fault| fault.name.contains(name)).expect("there is such a fault").run(suite);
         }
     }
