@@ -296,6 +296,7 @@ var/lib/pg-recovery/notify/ _pg-notify 750
 var/lib/pg-recovery/points/ root 700
 var/lib/pg-recovery/recover/ root 755
 var/lib/pg-recovery/rollback/ root 700
+var/lib/pg-recovery/services/ root 755
 var/lib/pg-recovery/watchdog/ root 755";
         assert_eq!(found, expected);
     }

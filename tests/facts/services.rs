@@ -94,6 +94,8 @@ facts_on_both_suites! {
             host.sh(&format!("pg-recover explain {}", record["id"].as_str().expect("an id")));
         }
         assert!(host.run("pg-status").stdout.contains("1 of 5 restarts in 5min"));
+        let page = host.sh("exec 3<>/dev/tcp/127.0.0.1/9432; printf 'GET / HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3");
+        assert!(page.contains("<h2>Services</h2>") && page.contains("<th scope=\"row\">dies</th>"), "{page}");
         assert!(host.run("pg-status --metrics").stdout.contains(
             "pg_recovery_service_state{service=\"dies\",critical=\"false\",state=\"ok\"} 1\n"
         ));
