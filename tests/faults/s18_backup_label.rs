@@ -13,7 +13,7 @@ pub const STAGED: &[Staged] = &[Staged {
     is_not: "a restored backup with a restore_command, which has its WAL",
     prepare: |_| Box::new(()),
     inject: |host, _| Box::new(inject(host)),
-    end: End::OnRecord("manual", 0),
+    end: End::OnRecord("manual", 1),
     deadline: Duration::from_secs(180),
 }];
 
