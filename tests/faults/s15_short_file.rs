@@ -12,8 +12,12 @@ pub const STAGED: &[Staged] = &[Staged {
     class: "S15",
     name: "file of a table cut short",
     imitates: "a file system check",
-    is_not: "a table that VACUUM has made smaller",
-    prepare: |host| Box::new(host.psql("CREATE TABLE goods AS SELECT generate_series(1, 50000) AS id; ANALYZE goods")),
+    is_not: "a table that VACUUM has made smaller, or has looked at since: it takes the new length for the right one",
+    prepare: |host| {
+        host.psql("CREATE TABLE goods AS SELECT generate_series(1, 50000) AS id");
+        // Otherwise autovacuum does it, and takes the new length for the right one.
+        Box::new(host.psql("VACUUM ANALYZE goods"))
+    },
     inject: |host, _| {
         inject(host, "goods");
         host.wait_until_accepting(Duration::from_secs(60));
