@@ -54,7 +54,9 @@ pub(crate) fn prepare(root: &Path) {
                 "#!/bin/sh\n[ $(id -u) = 0 ] || exec /usr/sbin/{program} \"$@\"\nexec {strace} /usr/sbin/{program} \"$@\"\n"
             ),
         );
-        let traced = format!("[Service]\nExecStart=\nExecStart={strace} {command}\nSystemCallFilter=\n");
+        let traced = format!(
+            "[Service]\nExecStart=\nExecStart={strace} {command}\nSystemCallFilter=\nSyslogIdentifier={program}\n"
+        );
         write(format!("{unit}.d/trace.conf"), 0o644, traced);
     }
 }
