@@ -83,6 +83,10 @@ fn forbidden(trace: &str) -> Vec<String> {
         // PID<program> call(arguments) = result
         let Some((call, arguments)) = line.split_once('(') else { return false };
         let call = call.rsplit(' ').next().unwrap_or_default();
+        // Nobody was met.
+        if arguments.contains("= -1 ESRCH") {
+            return false;
+        }
         match call {
             "execve" => NEVER_RUN.iter().any(|word| arguments.contains(word)),
             "kill" | "tkill" => {
@@ -111,6 +115,7 @@ mod tests {
 12<pg-recover> pidfd_open(77<postgres>, 0) = 5<pid:77>
 12<pg-recover> pidfd_send_signal(5<pid:77>, SIGINT, NULL, 0) = 0
 12<pg-recover> kill(78<sleep>, 0) = 0
+12<pg-recover> pidfd_send_signal(4<anon_inode:[pidfd]>, SIGCONT, NULL, 0) = -1 ESRCH (No such process)
 13<pg-recover> kill(12<pg-recover>, SIGKILL) = 0
 14<systemctl> execve("/usr/bin/systemctl", ["systemctl"], 0x7f) = 0
 12<pg-recover> kill(-14, SIGTERM) = 0
