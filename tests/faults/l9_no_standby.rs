@@ -16,6 +16,6 @@ pub const STAGED: &[Staged] = &[Staged {
         host.psql("SELECT pg_reload_conf()");
         Box::new(())
     },
-    end: End::Told("write", "critical"),
+    end: End::Told("synchronous_standby", "critical"),
     deadline: Duration::from_secs(180),
 }];
