@@ -23,7 +23,7 @@ Faults that want a disk, clients or settings of their own, and faults that are n
 touches nothing; what it says is in pg-recover(8) and pg-health-check(8). For the healed the figure is the longest time between two
 acknowledged commits of a client, as above; for the others the time from the fault to the record or to the finding of the check that
 runs every minute. Each run has a fresh machine. Lost are commits that were acknowledged and are gone after the healing; who is only
-told has the data directory as the fault has left it.
+told has the data directory as the fault has left it. Slots and prepared transactions are told at lower bounds here than by default.
 
 Without a row are what is left alone (H1, H2, H5, M2, O1 to O5), what disturbs the programs themselves (T1 to T5), and sessions that are
 only spoken of by default (L2 to L4): there is no time to measure. What must hold for them is in `tests/facts`.
