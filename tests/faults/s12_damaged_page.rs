@@ -65,6 +65,12 @@ fn overwrite(host: &Host, relation: &str, bytes: &str, at: u64) {
     while_stopped(host, &format!("{bytes} | dd of={path} bs=1 seek={at} conv=notrunc status=none"));
 }
 
+/// Makes a table `goods`, whose length the catalog has: autovacuum, which would take a new length for the right one, has nothing to do.
+pub fn make_goods(host: &Host) {
+    host.psql("CREATE TABLE goods AS SELECT generate_series(1, 50000) AS id");
+    host.psql("VACUUM ANALYZE goods");
+}
+
 /// The first file of a relation.
 pub fn file_of(host: &Host, relation: &str) -> String {
     format!("{}/{}", host.data_directory(), host.psql(&format!("SELECT pg_relation_filepath('{relation}')")))

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::Host;
 
-use super::s12_damaged_page::{file_of, while_stopped};
+use super::s12_damaged_page::{file_of, make_goods, while_stopped};
 use super::{End, Staged};
 
 /// See [`super::staged`].
@@ -13,11 +13,7 @@ pub const STAGED: &[Staged] = &[Staged {
     name: "file of a table cut short",
     imitates: "a file system check",
     is_not: "a table that VACUUM has made smaller, or has looked at since: it takes the new length for the right one",
-    prepare: |host| {
-        host.psql("CREATE TABLE goods AS SELECT generate_series(1, 50000) AS id");
-        // Otherwise autovacuum does it, and takes the new length for the right one.
-        Box::new(host.psql("VACUUM ANALYZE goods"))
-    },
+    prepare: |host| Box::new(make_goods(host)),
     inject: |host, _| {
         inject(host, "goods");
         host.wait_until_accepting(Duration::from_secs(60));

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use crate::Host;
 
-use super::s12_damaged_page::{file_of, while_stopped};
+use super::s12_damaged_page::{file_of, make_goods, while_stopped};
 use super::{End, Staged};
 
 /// See [`super::staged`].
@@ -12,11 +12,7 @@ pub const STAGED: &[Staged] = &[Staged {
     name: "file of a table missing",
     imitates: "\"old files\" tidied away",
     is_not: "a table that was dropped",
-    prepare: |host| {
-        host.psql("CREATE TABLE goods AS SELECT generate_series(1, 50000) AS id");
-        // Otherwise autovacuum does it, and takes the new length for the right one.
-        Box::new(host.psql("VACUUM ANALYZE goods"))
-    },
+    prepare: |host| Box::new(make_goods(host)),
     inject: |host, _| {
         inject(host, "goods");
         host.wait_until_accepting(Duration::from_secs(60));

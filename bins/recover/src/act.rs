@@ -77,9 +77,6 @@ impl Actor<'_> {
         if !lock_file.is_empty() {
             state::replace(&folder.join(pidfile::NAME), &lock_file, 0o600)?;
         }
-        if let Some(evidence) = evidence::load(&self.cluster.name()) {
-            state::replace(&folder.join("evidence.json"), &serde_json::to_vec(&evidence)?, 0o600)?;
-        }
         if let Ok(Ok((_, bytes))) = self.cluster.owner.act(|| Control::read(&self.cluster.data_directory)) {
             state::replace(&folder.join("pg_control"), &bytes, 0o600)?;
         }
@@ -467,11 +464,16 @@ impl Actor<'_> {
         Ok(told.join(", "))
     }
 
-    /// The evidence, which has been saved, is no longer what a start is measured by.
+    /// What was recorded is no longer what a start is measured by. It is kept first, or nothing is done.
     fn give_up_wal(&self) -> Result<String> {
-        let flushed = evidence::load(&self.cluster.name()).map(|evidence| evidence.flush_lsn).unwrap_or_default();
-        evidence::forget(&self.cluster.name())
-            .map_err(|e| Error::failed(format!("could not forget that {flushed} had been flushed: {e}")))?;
+        let name = self.cluster.name();
+        let recorded = evidence::load(&name).unwrap_or_default();
+        let flushed = recorded.flush_lsn;
+        let folder = evidence::directory(&name).join(self.id);
+        std::fs::create_dir_all(&folder)
+            .and_then(|()| state::replace(&folder.join("evidence.json"), &serde_json::to_vec(&recorded)?, 0o600))
+            .and_then(|()| evidence::forget(&name))
+            .map_err(|e| Error::failed(format!("could not keep and forget that {flushed} had been flushed: {e}")))?;
         Ok(format!("as approved: commits up to {flushed} that are not in the WAL that is there are given up"))
     }
 
