@@ -2,20 +2,12 @@
 
 use std::time::Duration;
 
-use host::{Host, facts_on_both_suites, faults};
+use host::{Host, Suite, facts_on_both_suites, faults};
 
 const SOON: Duration = Duration::from_secs(60);
 const ME: &str = "pg-watchdog";
 /// A name that has to be quoted, whichever way it is looked at.
 const ROLE: &str = r#"app'"; %I \ -- Ä"#;
-
-fn configure(host: &Host, toml: &str) {
-    let times = || host.journal_of(ME).count("the configuration was read again");
-    let before = times();
-    host.configure(&format!("[watchdog.sessions]\n{toml}\n"));
-    host.sh("systemctl reload pg-watchdog");
-    host.wait_until("the configuration is in force", SOON, || times() > before);
-}
 
 fn connection_limit(host: &Host) -> String {
     host.psql(&format!("SELECT rolconnlimit FROM pg_roles WHERE rolname = $role${ROLE}$role$"))
@@ -35,7 +27,7 @@ facts_on_both_suites! {
         host.wait_until_settled();
         faults::l1_connection_storm::prepare(&host, &[ROLE, "shop"]);
         host.psql(&format!("ALTER ROLE \"{}\" CONNECTION LIMIT 19", ROLE.replace('"', "\"\"")));
-        configure(&host, "connection_limit_for = \"20s\"");
+        faults::session::configure(&host, "connection_limit_for = \"20s\"");
         let postmaster = host.postmaster_pid();
         let ledger = host.ledger_of("shop");
         ledger.wait_for_commits(50);
@@ -60,7 +52,7 @@ facts_on_both_suites! {
     fn leaked_sessions_are_only_spoken_of_or_ended_as_the_policy_says_and_who_works_or_rules_keeps_his(host: Host) {
         host.wait_until_settled();
         faults::l1_connection_storm::prepare(&host, &[ROLE, "shop"]);
-        configure(&host, "connection_storm = \"advise\"");
+        faults::session::configure(&host, "connection_storm = \"advise\"");
         let ledger = host.ledger_of("shop");
         ledger.wait_for_commits(50);
         let postmaster = host.postmaster_pid();
@@ -78,7 +70,7 @@ facts_on_both_suites! {
         let held = sessions(&host);
         assert!(host.recoveries().is_empty());
         host.journal_of(ME).does_not_say("end-sessions");
-        configure(&host, "");
+        faults::session::configure(&host, "");
         host.wait_for_journal(ME, "has connection slots again", SOON);
         ledger.wait_for_commits_within(50, SOON);
         assert!(sessions(&host) < held, "{} of {held}", sessions(&host));
@@ -93,7 +85,7 @@ facts_on_both_suites! {
     fn a_queue_for_locks_is_ended_at_its_cheapest_place_and_so_is_a_transaction_that_was_left_open(host: Host) {
         host.wait_until_settled();
         faults::l1_connection_storm::prepare(&host, &["shop"]);
-        configure(&host, "lock_wait = \"1s\"\nlock_waiters = 3\nidle_in_transaction_for = \"1s\"");
+        faults::session::configure(&host, "lock_wait = \"1s\"\nlock_waiters = 3\nidle_in_transaction_for = \"1s\"");
         let psql = |unit: &str, sql: &str| {
             let command = format!("PGAPPNAME={unit} exec psql -X -U shop -d postgres -c \"{sql}\"");
             host.run_as_unit(unit, "postgres", &command);
@@ -113,7 +105,7 @@ facts_on_both_suites! {
         host.wait_for_journal(ME, advice, SOON);
         host.journal_of(ME).says(&format!("SELECT pg_cancel_backend({})", pid_of("ddl")));
         assert_eq!(host.psql(waiting), "4");
-        configure(&host, "lock_wait = \"1s\"\nlock_waiters = 3\nidle_in_transaction_for = \"1s\"\nlock_queue = \"act\"\nidle_in_transaction = \"act\"");
+        faults::session::configure(&host, "lock_wait = \"1s\"\nlock_waiters = 3\nidle_in_transaction_for = \"1s\"\nlock_queue = \"act\"\nidle_in_transaction = \"act\"");
         let reader = pid_of("reader");
         host.wait_until("nobody waits", SOON, || host.psql(waiting) == "0");
         assert_eq!((pid_of("reader"), pid_of("ddl")), (reader, String::new()));
@@ -131,30 +123,21 @@ facts_on_both_suites! {
         assert_eq!((pid_of("open"), host.psql("SELECT id FROM t")), (String::new(), "2".into()));
     }
 
+    fn a_queue_for_a_lock_that_has_used_up_the_slots_is_ended_as_well(suite: Suite) {
+        faults::staged().find(|fault| fault.class == "L3").expect("there is such a fault").run(suite);
+    }
+
     fn a_statement_whose_temporary_files_fill_the_volume_is_cancelled_and_its_session_lives_on(host: Host) {
         host.wait_until_settled();
         faults::l1_connection_storm::prepare(&host, &["shop"]);
-        host.configure("[recover]\nballast = \"0B\"\n[watchdog.sessions]\ntemporary_files = \"act\"\n");
-        host.sh("systemctl reload pg-watchdog");
-        host.wait_for_journal(ME, "the configuration was read again", SOON);
-        let _disk = host.move_data_to_disk(256);
-        let space = || -> (u64, u64) {
-            let text = host.sh(&format!("df --output=used,avail -B1 {} | tail -1", host.data_directory()));
-            let numbers: Vec<u64> = text.split_whitespace().filter_map(|number| number.parse().ok()).collect();
-            (numbers[0], numbers[0] + numbers[1])
-        };
-        let (used, room) = space();
-        let rows = (room * 92 / 100 - used) / 8000;
-        let sql = format!(
-            "WITH x AS MATERIALIZED (SELECT repeat('x', 8000) FROM generate_series(1, {rows})) SELECT (SELECT count(*) FROM x), pg_sleep(600); "
-        );
-        host.run_as_unit("spill", "postgres", &format!("(echo \"{sql}\"; sleep 600) | PGAPPNAME=spill psql -X -U shop -d postgres"));
+        let _disk = faults::l4_temporary_files::prepare(&host);
+        faults::l4_temporary_files::inject(&host);
         host.wait_until("it is cancelled", SOON, || host.recoveries().len() == 1);
         let record = &host.recoveries()[0];
         assert_eq!((&record["fault"], &record["outcome"]), (&"L4".into(), &"recovered".into()), "{record:#}");
         assert_eq!(steps(record), ["cancel"], "{record:#}");
         assert_eq!(host.psql("SELECT state FROM pg_stat_activity WHERE application_name = 'spill'"), "idle");
-        let (used, room) = space();
+        let (used, room) = faults::l4_temporary_files::space(&host);
         assert!(used < room * 9 / 10, "{used} of {room}");
     }
 }

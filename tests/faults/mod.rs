@@ -22,6 +22,9 @@ pub mod h3_half_an_upgrade;
 pub mod h4_other_major_version;
 pub mod h5_no_name_service;
 pub mod l1_connection_storm;
+pub mod l2_left_open;
+pub mod l3_lock_queue;
+pub mod l4_temporary_files;
 pub mod l5_wraparound_near;
 pub mod l6_forgotten_slot;
 pub mod l7_archiver_fails;
@@ -50,6 +53,7 @@ pub mod p9_orphan_backend;
 pub mod s10_wal_missing;
 pub mod s11_newest_wal_removed;
 pub mod s12_damaged_page;
+pub mod s14_visibility_map;
 pub mod s15_short_file;
 pub mod s16_missing_file;
 pub mod s17_damaged_catalog;
@@ -139,6 +143,8 @@ pub enum End {
     Healed(Option<&'static str>),
     /// It is on record with this outcome, and the server was started so often at most.
     OnRecord(&'static str, usize),
+    /// The server goes on as before, nothing is on record and no check says anything about it.
+    Unnoticed,
     /// This check of pg-health-check says so with this status, on a server that goes on as before.
     Told(&'static str, &'static str),
 }
@@ -158,6 +164,7 @@ pub fn staged() -> impl Iterator<Item = &'static Staged> {
         s10_wal_missing::STAGED,
         s11_newest_wal_removed::STAGED,
         s12_damaged_page::STAGED,
+        s14_visibility_map::STAGED,
         s15_short_file::STAGED,
         s16_missing_file::STAGED,
         s17_damaged_catalog::STAGED,
@@ -165,6 +172,9 @@ pub fn staged() -> impl Iterator<Item = &'static Staged> {
         c4_too_little_memory::STAGED,
         c5_tls_key::STAGED,
         l1_connection_storm::STAGED,
+        l2_left_open::STAGED,
+        l3_lock_queue::STAGED,
+        l4_temporary_files::STAGED,
         l5_wraparound_near::STAGED,
         l6_forgotten_slot::STAGED,
         l7_archiver_fails::STAGED,
@@ -202,6 +212,7 @@ impl Staged {
             let record = record.unwrap_or_else(|| panic!("{} is not on record: {:#?}", self.name, host.recoveries()));
             assert_eq!(record["outcome"], outcome, "{}: {record:#}", self.name);
         };
+        let state = format!("cat /var/lib/pg-recovery/health/{}-main.json", host.version());
         match self.end {
             End::Healed(_) => {
                 on_record("recovered");
@@ -218,8 +229,17 @@ impl Staged {
                 assert!(started <= starts, "{}: {:#?}", self.name, host.recoveries());
                 took
             }
+            End::Unnoticed => {
+                let client = host.ledger_of_fresh_sessions();
+                host.start_and_wait("pg-health-check.service");
+                client.wait_for_commits(100);
+                let seen = host.json(&state);
+                let said = seen["checks"].as_array().expect("there are checks").iter().find(|c| c["name"] == "damage");
+                assert_eq!(said.expect("damage is looked for")["status"], "ok", "{}: {seen:#}", self.name);
+                assert_eq!((postmaster(), host.recoveries().len()), (as_it_was, before), "{}", self.name);
+                client.stop_and_check().longest_gap()
+            }
             End::Told(check, status) => {
-                let state = format!("cat /var/lib/pg-recovery/health/{}-main.json", host.version());
                 let mut seen = serde_json::Value::Null;
                 let told = poll_until(self.deadline, || {
                     seen = serde_json::from_str(&host.run(&state).stdout).ok()?;

@@ -15,6 +15,15 @@ pub fn open(host: &Host, name: &str, sql: &str) {
     });
 }
 
+/// Has the watchdog look after sessions this way: keys of `[watchdog.sessions]`, and sections after it.
+pub fn configure(host: &Host, toml: &str) {
+    let times = || host.journal_of("pg-watchdog").count("the configuration was read again");
+    let before = times();
+    host.configure(&format!("[watchdog.sessions]\n{toml}\n"));
+    host.sh("systemctl reload pg-watchdog");
+    host.wait_until("the configuration is in force", Duration::from_secs(60), || times() > before);
+}
+
 /// The pid of the session's backend, in the machine.
 pub fn backend_of(host: &Host, name: &str) -> i32 {
     let pid = host.psql(&format!("SELECT pid FROM pg_stat_activity WHERE application_name = '{name}'"));

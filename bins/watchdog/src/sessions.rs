@@ -125,7 +125,8 @@ impl Sessions {
         if scene.config.watchdog.sessions.connection_storm != Policy::Off {
             self.watch_slots(scene, session, state).await;
         }
-        if *state == State::Well && self.incident.is_none() {
+        // Those who wait for a lock may be the very ones who hold all the slots.
+        if matches!(state, State::Well | State::OutOfSlots) && self.incident.is_none() {
             self.watch_blockers(scene, session).await;
         }
     }
