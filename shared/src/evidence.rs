@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Stamp;
 use crate::control::{Control, Lsn};
+use crate::server_log;
 use crate::state::{self, State};
 
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -28,8 +29,8 @@ pub struct Evidence {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
-    /// Length of the server log: what comes behind it was written after this moment.
-    pub log_size: u64,
+    /// How long the server's log files were: what comes behind it was written after this moment.
+    pub log: server_log::Mark,
     /// Line 3 of postmaster.pid: seconds since 1970.
     pub postmaster_started: i64,
     pub postmaster_pid: i32,

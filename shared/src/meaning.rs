@@ -300,6 +300,11 @@ pub fn class_of(message: &str, sqlstate: Option<&str>) -> Option<&'static str> {
     TABLE.iter().find(by_words).or_else(|| TABLE.iter().find(by_code)).map(|row| row.class)
 }
 
+/// Whether anything is told by a piece of this message.
+pub fn is_looked_for(message: &str) -> bool {
+    TABLE.iter().flat_map(|row| row.words.iter().copied().flatten()).any(|piece| message.contains(piece))
+}
+
 /// A start meets it again, however often.
 pub fn outlives_starts(class: &str) -> bool {
     is_of_storage(class) || matches!(class, "S8" | "S9" | "S10" | "S18" | "H3" | "H4")

@@ -5,22 +5,18 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::cluster::Cluster;
-use crate::meaning;
+use crate::{meaning, translation};
 
 const LIMIT: u64 = 64 << 10;
 
-/// The files that the server writes to: the one that pg_ctl gave it, and the collector's newest one. As the owner.
+/// The files that the server writes to: the one that pg_ctl gave it, and the collector's (manual, 20.8, `current_logfiles`). As
+/// the owner.
 pub fn files(cluster: &Cluster) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = cluster.log_file.iter().cloned().collect();
     if matches!(cluster.setting("logging_collector"), Some("on" | "true" | "yes" | "1")) {
-        let folder = cluster.data_directory.join(cluster.setting("log_directory").unwrap_or("log"));
-        let newest = std::fs::read_dir(folder)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|e| e.path())
-            .max_by_key(|path| std::fs::metadata(path).and_then(|m| m.modified()).ok());
-        files.extend(newest);
+        let named = std::fs::read_to_string(cluster.data_directory.join("current_logfiles")).unwrap_or_default();
+        let text = named.lines().find_map(|line| line.strip_prefix("stderr "));
+        files.extend(text.map(|path| cluster.data_directory.join(path)));
     }
     files
 }
@@ -49,6 +45,11 @@ const LEVELS: &[(&str, Option<Level>)] = &[
 
 /// Files below the data directory, as the server names them.
 const INSIDE: &[&str] = &["\"base/", "\"global/", "\"pg_"];
+
+/// What stands between prefix and message.
+pub fn marks() -> impl Iterator<Item = &'static str> {
+    LEVELS.iter().map(|(mark, _)| *mark)
+}
 
 /// Prefix, level and message of a line. `None` where it has more than one level: the names of a user and of a database are
 /// in the prefix as a client sent them, whom nobody has asked yet who it is.
@@ -106,8 +107,13 @@ pub fn lengths(cluster: &Cluster) -> Mark {
     cluster.owner.act(lengths).unwrap_or_default()
 }
 
-/// The end of the log, at most 64 KiB of each file, as far as it was written after `since`.
-pub fn written(cluster: &Cluster, since: Option<&Mark>) -> String {
+/// The end of the log, at most 64 KiB of each file, as far as it was written after `since`, in English.
+pub fn written(cluster: &Cluster, since: &Mark) -> String {
+    translation::english(cluster, &as_written(cluster, Some(since))).into_owned()
+}
+
+/// The same in the words of the server.
+pub fn as_written(cluster: &Cluster, since: Option<&Mark>) -> String {
     let text = cluster.owner.act(|| {
         let mut text = String::new();
         for file in files(cluster) {

@@ -48,7 +48,7 @@ fn protected(suite: Suite) -> Host {
 
 /// A machine on which a person has made pgBackRest back up the main cluster, to a repository on the same machine.
 fn beside_pgbackrest(suite: Suite) -> Host {
-    let host = Host::boot_beside(suite, ",pgbackrest");
+    let host = Host::boot_beside(suite, host::WITH_MORE);
     host.file("/etc/pgbackrest.conf").write(format!(
         "[global]\nrepo1-path=/var/lib/pgbackrest\nrepo1-retention-full=2\n[main]\npg1-path={}\n",
         host.data_directory()

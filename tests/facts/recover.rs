@@ -445,6 +445,28 @@ facts_on_both_suites! {
         assert!(host.is_accepting());
     }
 
+    fn a_pg_control_lost_before_anybody_has_looked_at_the_new_server_is_put_back(host: Host) {
+        alone(&host);
+        let ledger = host.ledger_of_fresh_sessions();
+        let control = host.file(&format!("{}/global/pg_control", host.data_directory()));
+        host.sh(&format!("systemctl restart {}", host.unit()));
+        host.wait_until_accepting(SOON);
+        ledger.wait_for_commits(50);
+        let postmaster = host.postmaster_pid();
+        control.remove();
+        assert_eq!(recover(&host), 0);
+        let record = host.recoveries().pop().expect("it is on record");
+        assert_eq!((&record["fault"], &record["outcome"]), (&"S9".into(), &"recovered".into()), "{record:#}");
+        assert_eq!(host.postmaster_pid(), postmaster);
+        // What the server writes into it next is its own again.
+        host.psql("CHECKPOINT");
+        ledger.wait_for_commits(50);
+        host.sh(&format!("kill -KILL {postmaster}"));
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        assert_eq!(recover(&host), 0);
+        ledger.stop_and_check().assert_nothing_lost();
+    }
+
     fn a_volume_that_is_not_mounted_is_not_started_upon(host: Host) {
         alone(&host);
         host.operator_stops(&host.unit());

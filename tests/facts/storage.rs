@@ -337,6 +337,32 @@ facts_on_both_suites! {
         }
     }
 
+    fn a_server_that_speaks_another_language_is_understood(suite: Suite) {
+        let host = Host::boot_beside(suite, host::WITH_MORE);
+        host.sh("localedef -i de_DE -f UTF-8 de_DE.UTF-8");
+        host.sh(&format!("echo \"lc_messages = 'de_DE.UTF-8'\" >>{}/postgresql.conf", host.configuration_directory()));
+        // What its collector writes is read as well.
+        host.psql("ALTER SYSTEM SET logging_collector = on");
+        faults::s12_damaged_page::make_goods(&host);
+        host.sh(&format!("systemctl restart {}", host.unit()));
+        host.settle();
+        let log = format!("cat {}/log/*.log", host.data_directory());
+        faults::s12_damaged_page::inject(&host, "goods", 7);
+        host.wait_until_accepting(SOON);
+        host.wait_until_settled();
+        host.start_and_wait("pg-health-check.service");
+        host.try_psql("SELECT sum(id) FROM goods");
+        assert!(host.sh(&log).contains("FEHLER:  ungültige Seite in Block 7"), "{}", host.sh(&log));
+        host.start_and_wait("pg-health-check.service");
+        let seen = host.json(&format!("cat /var/lib/pg-recovery/health/{}-main.json", host.version()));
+        let damage = seen["checks"].as_array().expect("there are checks").iter().find(|c| c["name"] == "damage");
+        assert_eq!(damage.expect("damage is looked for")["status"], "critical", "{seen:#}");
+        // A shutdown that a person wants is none that is undone, in whichever language.
+        host.as_postgres(&format!("{} stop -m immediate -D {}", host.main_cluster().program("pg_ctl"), host.data_directory()));
+        host.wait_for_journal("pg-watchdog", "was stopped with an immediate shutdown", SOON);
+        assert!(host.sh(&log).contains("sofortige"), "{}", host.sh(&log));
+    }
+
     fn a_full_log_volume_is_told_and_healing_does_without_the_log(host: Host) {
         let _disk = faults::s3_log_disk_full::inject(&host);
         settled(&host);

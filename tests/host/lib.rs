@@ -36,6 +36,9 @@ pub use rival::{Rival, install_script};
 pub use trace::trace_actors;
 pub use words::Host;
 
+/// Packages of the distribution that a few facts want, in one image for all of them.
+pub const WITH_MORE: &str = ",locales,pgbackrest";
+
 /// A distribution and the PostgreSQL that comes with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Suite {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use shared::clock::{Stamp, seconds_of};
 use shared::cluster::Cluster;
 use shared::health::Damage;
-use shared::{meaning, server_log, standing};
+use shared::{meaning, server_log, standing, translation};
 
 use crate::probe::{self, Answers};
 use crate::score::Finding;
@@ -37,6 +37,7 @@ pub fn read(cluster: &Cluster, last: &BTreeMap<PathBuf, u64>) -> Log {
         let length = std::fs::metadata(&file).map_or(0, |meta| meta.len());
         let since = if last.is_empty() { length } else { last.get(&file).copied().unwrap_or(0) };
         let text = server_log::tail_within(&file, since, MOST).unwrap_or_default();
+        let text = translation::english(cluster, &text);
         let said = server_log::of_storage(&text).last();
         log.said = said.map(|(_, class, message)| (class, message.chars().take(SHOWN).collect())).or(log.said);
         log.read.insert(file, length);

@@ -80,7 +80,7 @@ impl Actor<'_> {
         if let Ok(Ok((_, bytes))) = self.cluster.owner.act(|| Control::read(&self.cluster.data_directory)) {
             state::replace(&folder.join("pg_control"), &bytes, 0o600)?;
         }
-        state::replace(&folder.join("server.log"), server_log::written(self.cluster, None).as_bytes(), 0o600)?;
+        state::replace(&folder.join("server.log"), server_log::as_written(self.cluster, None).as_bytes(), 0o600)?;
         let mut old: Vec<PathBuf> = std::fs::read_dir(evidence::directory(&self.cluster.name()))?
             .flatten()
             .map(|e| e.path())
@@ -293,7 +293,9 @@ impl Actor<'_> {
             return Err(Error::failed("processes of the cluster run meanwhile"));
         }
         let folder = evidence::directory(&cluster.name()).join(self.id);
-        control_file::put_back(cluster, evidence::load(&cluster.name()).as_ref(), postmaster, &folder)
+        let target = facts::target(cluster, self.config, &facts.lock_file);
+        let recorded = control_file::recorded(evidence::load(&cluster.name()), &target, postmaster);
+        control_file::put_back(cluster, recorded.as_ref(), postmaster, &folder)
     }
 
     fn create_socket_directory(&self) -> Result<String> {
@@ -489,7 +491,8 @@ impl Actor<'_> {
             // systemd refuses the sixth start within ten seconds, also a person's; ours are counted in the verdict.
             unit::reset_failed(&cluster.unit)?;
         }
-        memory.log_mark = Some(server_log::lengths(cluster));
+        let log_mark = server_log::lengths(cluster);
+        memory.log_mark = Some(log_mark.clone());
         memory.started = true;
         unit::start(&cluster.unit)?;
         let began = Instant::now();
@@ -509,7 +512,7 @@ impl Actor<'_> {
                 if !now.job && matches!(now.active.as_str(), "failed" | "inactive") {
                     return Err(Error::failed(format!("systemd says that the start failed ({})", now.result)));
                 }
-                let log = server_log::written(cluster, memory.log_mark.as_ref());
+                let log = server_log::written(cluster, &log_mark);
                 if let Some((_, message)) = server_log::panics(&log) {
                     return Err(Error::failed(format!("it begins anew again and again: {message}")));
                 }

@@ -5,12 +5,38 @@
 //! and each segment must carry the system identifier that was recorded. What the WAL does not prove is not put back.
 
 use std::path::Path;
+use std::time::Duration;
 
+use shared::client::Target;
 use shared::cluster::Cluster;
-use shared::control::{self, Control, DbState};
+use shared::control::{self, Control, DbState, Lsn};
 use shared::evidence::{self, Evidence};
 use shared::process::{Pidfd, Process};
 use shared::{Error, Result, state, wal};
+
+use crate::facts;
+
+/// Where the WAL of a running server ends, and on which timeline. It fails on a standby.
+const END: &str = "SELECT pg_walfile_name(lsn), lsn FROM pg_current_wal_flush_lsn() AS lsn";
+
+/// What was recorded of the server that runs: of one that nobody has looked at yet, what was recorded of the one before, as far as
+/// the WAL goes on by its own account.
+pub fn recorded(recorded: Option<Evidence>, target: &Target, postmaster: Option<&Process>) -> Option<Evidence> {
+    let recorded = recorded?;
+    let Some(postmaster) = postmaster.filter(|postmaster| postmaster.pid != recorded.postmaster_pid) else {
+        return Some(recorded);
+    };
+    let end = facts::ask(target, END, Duration::from_secs(2)).ok().and_then(|rows| {
+        let column = |index: usize| rows.first()?.get(index)?.as_deref();
+        Some((u32::from_str_radix(column(0)?.get(..8)?, 16).ok()?, column(1).and_then(Lsn::parse)?))
+    });
+    Some(match end {
+        Some((timeline, flush_lsn)) if timeline == recorded.timeline => {
+            Evidence { flush_lsn, postmaster_pid: postmaster.pid, ..recorded }
+        }
+        _ => recorded,
+    })
+}
 
 /// The copy that may take the place of pg_control, or why none may. `postmaster` is the one that runs.
 pub fn usable(

@@ -224,7 +224,9 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
     let control = cluster.owner.act(|| Control::read(&cluster.data_directory))?.map(|(control, _)| control);
     let control_copy = match &control {
         Err(ControlError::Missing | ControlError::Corrupt(_)) => {
-            control_file::usable(cluster, evidence.as_ref(), family.postmaster.as_ref()).map(drop)
+            let target = target(cluster, config, &lock_file);
+            let recorded = control_file::recorded(evidence.clone(), &target, family.postmaster.as_ref());
+            control_file::usable(cluster, recorded.as_ref(), family.postmaster.as_ref()).map(drop)
         }
         _ => Err("it is not needed".into()),
     };
@@ -272,17 +274,10 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
     let down = family.postmaster.is_none();
     let obstacles = if down { prestart::obstacles(cluster, evidence.as_ref())? } else { Vec::new() };
     let configuration = if down { configuration(cluster)? } else { Configuration::default() };
-    // Before our own first step only the length of the file that pg_ctl writes to is known.
-    let since = memory.log_mark.clone().unwrap_or_else(|| {
-        let known =
-            |file: &PathBuf| evidence.as_ref().filter(|_| Some(file) == cluster.log_file.as_ref()).map(|e| e.log_size);
-        shared::server_log::lengths(cluster)
-            .into_iter()
-            .map(|(file, now)| (file.clone(), known(&file).unwrap_or(now)))
-            .collect()
-    });
-    let log =
-        if down || connection.is_err() { shared::server_log::written(cluster, Some(&since)) } else { String::new() };
+    let recorded = || evidence.as_ref().map(|evidence| evidence.log.clone()).filter(|log| !log.is_empty());
+    let since = memory.log_mark.clone().or_else(recorded);
+    let since = since.unwrap_or_else(|| shared::server_log::lengths(cluster));
+    let log = if down || connection.is_err() { shared::server_log::written(cluster, &since) } else { String::new() };
     Ok(Facts {
         read_only: if !down && connection.is_err() {
             cluster.owner.act(|| prestart::read_only(&cluster.data_directory))?
@@ -392,16 +387,16 @@ pub fn target(cluster: &Cluster, config: &Config, lock_file: &LockFile) -> Targe
 
 /// Is a fresh connection let in and answered?
 pub fn connect(cluster: &Cluster, config: &Config, lock_file: &LockFile, patience: Duration) -> Result<(), Refusal> {
-    let target = target(cluster, config, lock_file);
-    let runtime = client::runtime().map_err(|e| Refusal::Broken(e.to_string()))?;
-    let answer = runtime.block_on(async {
-        let session = Session::connect(&target, patience).await?;
-        session.query("SELECT 1", patience).await.map(drop)
-    });
-    match answer {
+    match ask(&target(cluster, config, lock_file), "SELECT 1", patience) {
         Err(why) if why.is_ours_alone() => Ok(()),
-        answer => answer,
+        answer => answer.map(drop),
     }
+}
+
+/// Asks in a session of its own.
+pub fn ask(target: &Target, sql: &str, patience: Duration) -> Result<client::Rows, Refusal> {
+    let runtime = client::runtime().map_err(|e| Refusal::Broken(e.to_string()))?;
+    runtime.block_on(async { Session::connect(target, patience).await?.query(sql, patience).await })
 }
 
 pub fn startup_waits(family: &Family) -> bool {

@@ -102,7 +102,7 @@ impl<'a> Server<'a> {
                 _ => std::thread::sleep(Duration::from_millis(20)),
             }
         }
-        let log = server_log::written(self.cluster, Some(&mark));
+        let log = server_log::written(self.cluster, &mark);
         // Of key and certificate nothing but the log tells (postmaster.c); of the others it tells as well. A setting that
         // waits for a restart is an error there too, with other words.
         let is_refusal = |line: &&str| line.contains("was not reloaded") || line.contains("no changes were applied");

@@ -87,18 +87,6 @@ pub fn control(cluster: &Cluster) -> Result<DbState, ControlError> {
         .map(|(control, _)| control.state)
 }
 
-/// Length of the server's log now.
-pub fn log_size(cluster: &Cluster) -> u64 {
-    let Some(file) = &cluster.log_file else { return 0 };
-    cluster.owner.act(|| std::fs::metadata(file).map_or(0, |meta| meta.len())).unwrap_or(0)
-}
-
-/// What was logged behind `from`.
-pub fn log_since(cluster: &Cluster, from: u64) -> String {
-    let Some(file) = &cluster.log_file else { return String::new() };
-    cluster.owner.act(|| shared::server_log::tail(file, from)).ok().and_then(Result::ok).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,7 +15,7 @@ use shared::control::{self, Control, ControlError, Lsn};
 use shared::evidence::{self, Evidence};
 use shared::pidfile::{self, PidFile};
 use shared::state::{self, State};
-use shared::{Result, ballast, modes, point, socket};
+use shared::{Result, ballast, modes, point, server_log, socket};
 
 use crate::look::Beat;
 
@@ -90,9 +90,9 @@ impl Keeper {
         }
     }
 
-    /// Length of the server's log when the cluster was last known to be well.
-    pub fn log_size(&self) -> u64 {
-        self.state.value.log_size
+    /// How long the server's log was when the cluster was last known to be well.
+    pub fn log(&self) -> server_log::Mark {
+        self.state.value.log.clone()
     }
 
     /// A new postmaster: whatever was saved about the last one is saved anew.
@@ -200,7 +200,7 @@ impl Keeper {
     /// What changes seldom.
     fn describe(&mut self, cluster: &Cluster) {
         let value = &mut self.state.value;
-        value.log_size = crate::death::log_size(cluster);
+        value.log = server_log::lengths(cluster);
         value.data_directory.clone_from(&cluster.data_directory);
         if let Ok(Ok(meta)) = cluster.owner.act(|| std::fs::metadata(&cluster.data_directory)) {
             value.mode = meta.mode() & 0o7777;

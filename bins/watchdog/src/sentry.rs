@@ -65,21 +65,21 @@ pub struct Sentry {
     trouble_said: bool,
     /// Since when systemd has been waiting for a server that is dead.
     stuck: Option<Instant>,
-    /// Length of the server's log when it was last searched for panics.
-    panics_at: u64,
+    /// How long the server's log was when it was last searched for panics.
+    panics_at: server_log::Mark,
 }
 
 /// What was there before a look at a server: what comes behind it is news when that look finds it well. A session of ours lives
 /// on for a moment after the crash of another one is in the log.
 #[derive(Default)]
 struct Mark {
-    log_size: u64,
+    log: server_log::Mark,
     kills: Kills,
 }
 
 impl Mark {
     fn of(cluster: &Cluster) -> Mark {
-        Mark { log_size: death::log_size(cluster), kills: Kills::of(&cluster.unit) }
+        Mark { log: server_log::lengths(cluster), kills: Kills::of(&cluster.unit) }
     }
 }
 
@@ -114,7 +114,7 @@ impl Sentry {
         Sentry {
             cluster: post.cluster(),
             config: post.config(),
-            seen_well: Mark { log_size: keeper.log_size(), kills: Kills::default() },
+            seen_well: Mark { log: keeper.log(), kills: Kills::default() },
             kills: None,
             keeper,
             handover: Handover::default(),
@@ -128,7 +128,7 @@ impl Sentry {
             busy_said: None,
             trouble_said: false,
             stuck: None,
-            panics_at: 0,
+            panics_at: server_log::Mark::default(),
             name,
             post,
         }
@@ -276,7 +276,7 @@ impl Sentry {
                 if std::mem::take(&mut look.cut_off) {
                     let end = Mark::of(&self.cluster);
                     let (log, killed) =
-                        (death::log_since(&self.cluster, self.seen_well.log_size), self.seen_well.kills.since());
+                        (server_log::written(&self.cluster, &self.seen_well.log), self.seen_well.kills.since());
                     if let Some(last) = self.crashes.enter(&self.name, &log, killed.as_deref()) {
                         self.ran_out_of_memory(Some(&last));
                     }
@@ -325,11 +325,12 @@ impl Sentry {
 
     /// The server itself begins anew after a PANIC, and for ever where each recovery meets the next one.
     fn look_for_panics(&mut self) {
-        let size = death::log_size(&self.cluster);
-        if std::mem::replace(&mut self.panics_at, size) == size {
+        let length = server_log::lengths(&self.cluster);
+        if self.panics_at == length {
             return;
         }
-        let log = death::log_since(&self.cluster, self.seen_well.log_size);
+        self.panics_at = length;
+        let log = server_log::written(&self.cluster, &self.seen_well.log);
         if let Some((fault, message)) = server_log::panics(&log) {
             self.hand_over(fault, &format!("it begins anew again and again, and ends each time with: {message}"));
         }
@@ -341,14 +342,14 @@ impl Sentry {
         let began = Instant::now();
         let mut looked: Option<Instant> = None;
         let mut again: Option<Duration> = None;
-        let mut signs = (0, false);
+        let mut signs = (server_log::Mark::default(), false);
         loop {
             self.refresh();
             if self.post.is_gone() || self.find().is_some() {
                 return;
             }
-            let now = (death::log_size(&self.cluster), control_group(&self.cluster.unit).is_some());
-            let changed = looked.is_some() && std::mem::replace(&mut signs, now) != now;
+            let now = (server_log::lengths(&self.cluster), control_group(&self.cluster.unit).is_some());
+            let changed = looked.is_some() && signs != now;
             signs = now;
             let spacing = again.unwrap_or_else(|| spacing(began.elapsed()));
             if changed || looked.is_none_or(|at| at.elapsed() >= spacing) {
@@ -416,7 +417,7 @@ impl Sentry {
             return Ok(Next::Watch(postmaster));
         }
         let control = death::control(&self.cluster);
-        let log = death::log_since(&self.cluster, self.seen_well.log_size);
+        let log = server_log::written(&self.cluster, &self.seen_well.log);
         let end = death::judge(&unit, &control, self.seen, &log);
         let found = control.map_or_else(|e| e.to_string(), |state| format!("pg_control says \"{state}\""));
         // Its own last word, and not that of a session before somebody killed it. A PANIC ends in SIGABRT.
