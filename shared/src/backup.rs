@@ -1,6 +1,7 @@
 //! What there is of base backups: `backup.json` in each of the folders that pg-backup makes, which has the rest
 //! (bins/backup/src/store.rs). Others read it only.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,8 @@ pub struct Info {
     pub drilled: Option<Verdict>,
     /// Its files can only be read with an identity (bins/backup/src/encryption.rs).
     pub encrypted: bool,
+    /// The id of the backup that an incremental one was made upon, without which it is worth nothing.
+    pub parent: Option<String>,
     /// Where the copy is when pgBackRest has made it: there is nothing but `backup.json` here then.
     pub pgbackrest: Option<Set>,
 }
@@ -119,10 +122,10 @@ impl Newest {
 }
 
 /// Every base backup in the folder of a cluster, in no order: its id, its folder, and what is known of it or why that
-/// cannot be read. No link is followed.
+/// cannot be read. One that stands upon another that is not there is not good. No link is followed.
 pub fn read_all(store: &Path) -> Vec<(String, PathBuf, Result<Info, String>)> {
     let entries = std::fs::read_dir(store.join("base")).into_iter().flatten().flatten();
-    entries
+    let mut all: Vec<(String, PathBuf, Result<Info, String>)> = entries
         .filter_map(|entry| entry.file_name().into_string().ok().filter(|name| is_id(name)))
         .filter_map(|id| {
             let path = store.join("base").join(&id);
@@ -132,7 +135,26 @@ pub fn read_all(store: &Path) -> Vec<(String, PathBuf, Result<Info, String>)> {
                 (id, path, info)
             })
         })
-        .collect()
+        .collect();
+    let known = all.iter().filter_map(|(id, _, info)| Some((id.clone(), info.as_ref().ok()?.parent.clone()))).collect();
+    for info in all.iter_mut().filter_map(|(_, _, info)| info.as_mut().ok()) {
+        if let Some(id) = missing(&known, info.parent.as_deref()) {
+            let error = Some(format!("it stands upon backup {id}, which is not there"));
+            info.verified = Some(Verdict { error, ..info.verified.take().unwrap_or_default() });
+        }
+    }
+    all
+}
+
+/// The first of those that a backup stands upon, from its parent on, that is not there.
+fn missing<'a>(known: &'a HashMap<String, Option<String>>, mut parent: Option<&'a str>) -> Option<&'a str> {
+    for _ in 0..known.len() {
+        match known.get(parent?) {
+            Some(next) => parent = next.as_deref(),
+            None => return parent,
+        }
+    }
+    parent
 }
 
 /// `20261125T020000Z`
@@ -143,4 +165,44 @@ pub fn is_id(name: &str) -> bool {
             15 => byte == b'Z',
             _ => byte.is_ascii_digit(),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_is_not_good_without_one_of_those_it_stands_upon() {
+        let folder = std::env::temp_dir().join(format!("pg-backup-chain-{}", std::process::id()));
+        let day = |day: u32| format!("202611{day:02}T020000Z");
+        let write = |id: u32, parent: Option<u32>| {
+            let path = folder.join("base").join(day(id));
+            std::fs::create_dir_all(&path).unwrap();
+            let info = Info {
+                verified: Some(Verdict::default()),
+                parent: parent.map(day),
+                segment_size: 1,
+                ..Info::default()
+            };
+            std::fs::write(path.join(INFO), serde_json::to_vec(&info).unwrap()).unwrap();
+        };
+        let good = || {
+            let mut all = read_all(&folder);
+            all.sort_by(|a, b| a.0.cmp(&b.0));
+            all.into_iter().map(|(_, _, info)| info.unwrap().is_good()).collect::<Vec<_>>()
+        };
+        write(1, None);
+        write(2, Some(1));
+        write(3, Some(2));
+        write(4, None);
+        assert_eq!(good(), [true; 4]);
+        std::fs::remove_dir_all(folder.join("base").join(day(1))).unwrap();
+        assert_eq!(good(), [false, false, true]);
+        let text = read_all(&folder).into_iter().find(|(id, ..)| *id == day(3)).unwrap().2.unwrap().verified.unwrap();
+        assert_eq!(text.error.unwrap(), format!("it stands upon backup {}, which is not there", day(1)));
+        // A file that somebody has edited: it ends all the same.
+        write(2, Some(3));
+        assert_eq!(good(), [false, false, true]);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }

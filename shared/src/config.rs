@@ -326,6 +326,8 @@ pub struct Backup {
     pub synchronous_stream: bool,
     /// Public keys of age; with any of them backups are encrypted, see bins/backup/src/encryption.rs.
     pub recipients: Vec<String>,
+    /// So many incremental base backups are made upon a full one, where the server summarizes its WAL.
+    pub incrementals: u32,
     /// A base backup goes when so many newer ones are there and it is older than `keep_for`.
     pub keep: u32,
     #[serde(deserialize_with = "duration")]
@@ -372,6 +374,7 @@ impl Default for Backup {
             engine: Engine::Builtin,
             synchronous_stream: false,
             recipients: Vec::new(),
+            incrementals: 6,
             keep: 7,
             keep_for: Duration::from_secs(7 * 86_400),
             budget: 0,

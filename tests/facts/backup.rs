@@ -90,6 +90,13 @@ fn key() -> (String, String) {
     (identity.to_string().expose_secret().into(), identity.to_public().to_string())
 }
 
+/// Lets pg-backup read what is encrypted for this key.
+fn give(host: &Host, identity: &str) {
+    let path = "/etc/pg-recovery/credentials/backup-identity";
+    host.file(path).write(format!("# a comment\n{identity}\n"));
+    host.sh(&format!("chmod 600 {path}"));
+}
+
 /// Leaves `pg-backup now` running, and waits until it copies.
 #[track_caller]
 fn begin_backup(host: &Host, unit: &str) -> i32 {
@@ -320,12 +327,9 @@ facts_on_both_suites! {
     fn an_encrypted_backup_and_its_wal_are_read_with_the_key_only_and_restored_whatever_is_configured_now(suite: Suite) {
         let host = Host::boot(suite);
         let ((identity, recipient), (other, _)) = (key(), key());
-        let give = |identity: &str| {
-            let path = "/etc/pg-recovery/credentials/backup-identity";
-            host.file(path).write(format!("# a comment\n{identity}\n"));
-            host.sh(&format!("chmod 600 {path}"));
-        };
-        host.configure(&format!("{CALM}[backup]\nrecipients = [\"{recipient}\"]\n"));
+        let give = |identity: &str| give(&host, identity);
+        let encrypt = || host.configure(&format!("{CALM}[backup]\nrecipients = [\"{recipient}\"]\n"));
+        encrypt();
         host.sh("systemctl unmask pg-backup.timer pg-wal-stream.service pg-restore-drill.timer");
         assert!(!host.start_and_wait("pg-backup.service").success());
         host.wait_for_journal("pg-backup", "there is no credential backup-identity", SOON);
@@ -374,6 +378,99 @@ facts_on_both_suites! {
         let said = host.sh(&format!("pg-backup restore --backup {id} --time '{moment}' --to /var/lib/postgresql/restored"));
         let ask = start_restored(&host, &said);
         assert_eq!(ask("SELECT count(*) FROM ledger"), before.acked.to_string());
+        let pg_ctl = host.main_cluster().program("pg_ctl");
+        host.sh(&format!("runuser -u postgres -- {pg_ctl} stop --pgdata=/var/lib/postgresql/restored"));
+        // And the other way round: one in the clear, and WAL behind it that is encrypted.
+        encrypt();
+        let later = || host.sh(&format!("find {}/wal -name '*.age' | wc -l", folder(&host))).parse::<u32>().expect("a number");
+        let so_far = later();
+        host.psql("CREATE TABLE later AS SELECT generate_series(1, 10) AS id");
+        host.psql("SELECT pg_switch_wal()");
+        host.psql("SELECT pg_logical_emit_message(true, 'test', 'y')");
+        host.wait_until("its WAL is encrypted", SOON, || later() > so_far);
+        host.sh("pg-backup verify");
+        let (status, drilled) = drill(&host);
+        assert!(status == 0 && drilled["good"] == true, "{drilled}");
+        let said = host.sh("pg-backup restore --to /var/lib/postgresql/again");
+        assert!(said.contains(second["id"].as_str().expect("it has one")), "{said}");
+        assert_eq!(start_restored(&host, &said)("SELECT count(*) FROM later"), "10");
+    }
+
+    fn incremental_backups_stand_upon_a_full_one_and_are_restored_proven_and_kept_with_it(suite: Suite) {
+        if suite == Suite::Bookworm {
+            host::skip!("PostgreSQL 15 makes full backups only");
+        }
+        let host = protected(suite);
+        host.sh("systemctl stop pg-backup.timer; install -d -o postgres /srv/space");
+        host.psql("CREATE TABLESPACE space LOCATION '/srv/space'");
+        host.psql("CREATE TABLE kept TABLESPACE space AS SELECT generate_series(1, 100000) AS id");
+        host.sh("pg-backup now");
+        let newest = || backups(&host).pop().expect("there is one");
+        let id = |backup: &Value| backup["id"].as_str().expect("it has one").to_string();
+        assert_eq!(newest()["kind"], "full", "the server does not summarize its WAL");
+        host.psql("ALTER SYSTEM SET summarize_wal = on");
+        host.psql("SELECT pg_reload_conf()");
+        host.sh("pg-backup now --full");
+        let full = newest();
+        host.psql("DELETE FROM kept WHERE id <= 100");
+        host.sh("pg-backup now");
+        let first = newest();
+        assert!(first["good"] == true && first["parent"] == full["id"], "{first}");
+        let folder_of = |backup: &Value| format!("{}/base/{}", folder(&host), id(backup));
+        let size = |backup: &Value| host.file(&format!("{}/base.tar.zst", folder_of(backup))).read_bytes().len();
+        assert!(size(&first) < size(&full) / 3, "{} and {}", size(&first), size(&full));
+        let (before, moment) = a_moment_between_commits(&host);
+        let (identity, recipient) = key();
+        give(&host, &identity);
+        host.configure(&format!("{CALM}[backup]\nrecipients = [\"{recipient}\"]\n"));
+        host.psql("DELETE FROM kept WHERE id <= 200");
+        host.sh("pg-backup now");
+        let second = newest();
+        assert!(second["parent"] == first["id"] && second["encrypted"] == true, "{second}");
+        let (status, drilled) = drill(&host);
+        assert!(status == 0 && drilled["good"] == true, "{drilled}");
+        let said = host.sh(&format!("pg-backup restore --time '{moment}' --to /var/lib/postgresql/restored"));
+        assert!(said.contains(&format!("backup {} with {} of", id(&full), id(&first))), "{said}");
+        let ask = start_restored(&host, &said);
+        assert_eq!(ask("SELECT count(*) FROM ledger"), before.acked.to_string());
+        assert_eq!(ask("SELECT count(*) FROM kept"), "99900");
+        assert_eq!(host.sh("ls -A /var/lib/postgresql/restored | grep -c parts || true"), "0");
+        // The full one is old enough to go, and stays.
+        host.configure(&format!("{CALM}[backup]\nbudget = \"1MB\"\nkeep_min = 1\n"));
+        host.sh("pg-backup expire");
+        assert_eq!(backups(&host).iter().map(id).collect::<Vec<_>>(), [id(&full), id(&first), id(&second)]);
+        host.configure(CALM);
+        // What is wrong with the full one is wrong with those that stand upon it.
+        let base = format!("{}/base.tar.zst", folder_of(&full));
+        let middle = host.file(&base).read_bytes().len() / 2;
+        flip(&host, &base, middle);
+        let output = host.run(&format!("pg-backup verify --backup {}", id(&second)));
+        let says = format!("it stands upon backup {}: base.tar.zst", id(&full));
+        assert!(output.status == 1 && output.stderr.contains(&says), "{output}");
+        flip(&host, &base, middle);
+        host.sh("pg-backup verify");
+        host.sh(&format!("mv {} /tmp/full", folder_of(&full)));
+        assert!(backups(&host).iter().all(|backup| backup["good"] == false));
+        let output = host.run(&format!("pg-backup restore --backup {} --to /var/lib/postgresql/other", id(&second)));
+        assert!(output.status == 1 && output.stderr.contains(&format!("stands upon backup {}, which is not there", id(&full))), "{output}");
+        host.sh(&format!("mv /tmp/full {}", folder_of(&full)));
+        assert!(backups(&host).iter().all(|backup| backup["good"] == true));
+        // The server does not know any more what has changed.
+        host.psql("CHECKPOINT");
+        let start = second["start_lsn"].as_str().expect("it has one");
+        let summaries = format!("SELECT count(*) > 0 FROM pg_available_wal_summaries() WHERE start_lsn >= '{start}'");
+        host.wait_until("WAL since the last backup is summarized", SOON, || host.psql(&summaries) == "t");
+        host.sh(&format!("rm {}/pg_wal/summaries/*", host.data_directory()));
+        let output = host.run("pg-backup now");
+        assert!(output.success() && output.stderr.contains("a full backup is made instead"), "{output}");
+        assert_eq!(newest()["kind"], "full");
+        // So little too much that the full one alone would be enough.
+        let bytes: u64 = backups(&host).iter().filter_map(|backup| backup["bytes"].as_u64()).sum();
+        let wal: u64 = host.sh(&format!("find {}/wal -name '0*' | wc -l", folder(&host))).parse().expect("a number");
+        let budget = bytes + wal * (16 << 20) - 1_000_000;
+        host.configure(&format!("{CALM}[backup]\nbudget = \"{budget}B\"\nkeep_min = 1\n"));
+        host.sh("pg-backup expire");
+        assert_eq!(backups(&host).iter().map(id).collect::<Vec<_>>(), [id(&newest())], "all of a chain goes at once");
     }
 
     fn a_backup_holds_up_neither_a_restart_nor_a_recovery_and_leaves_nothing_when_it_fails(suite: Suite) {

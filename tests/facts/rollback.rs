@@ -287,6 +287,8 @@ facts_on_both_suites! {
         let output = host.run("pg-rollback full");
         assert!(output.success() && output.stderr.contains("leave /etc/postgresql"), "{output}");
         assert_eq!((host.psql("SHOW work_mem"), conf(&host, "pg_hba.conf").read()), ("9MB".into(), rules));
+        let beside = host.sh(&format!("ls {}/*.broken-*", host.configuration_directory()));
+        assert!(beside.lines().count() == 2 && beside.lines().all(|path| output.stderr.contains(path)), "{beside}: {output}");
         assert_eq!((slots(), schemas()), ("0".into(), "0".into()));
         assert_eq!(host.psql("SELECT rolconnlimit FROM pg_roles WHERE rolname = 'app'"), "7");
         assert!(!host.file(&ballast).exists());

@@ -18,11 +18,11 @@ use shared::control::Lsn;
 use shared::exit::Code;
 use shared::{Error, Result, command, pressure, process};
 
-use crate::manifest::Manifest;
 use crate::restore::{self, Point};
 use crate::server::{self, STREAM, Server};
 use crate::store::{Base, Store, Verdict, remove_tree};
-use crate::{child, now, pgbackrest, verify};
+use crate::verify::{self, Found};
+use crate::{child, now, pgbackrest};
 
 const PORT: u16 = 5432;
 const LOOK: Duration = Duration::from_millis(200);
@@ -84,12 +84,9 @@ pub fn all(clusters: &[Cluster], config: &Config, id: Option<&str>) -> Result<Co
         let _reading = store.reading()?;
         let mut base = store.base(id)?;
         can_start(cluster, &base)?;
-        let size = match &base.info.pgbackrest {
-            Some(_) => base.info.cluster_bytes,
-            None => Manifest::read(&base.path).map_or(base.info.cluster_bytes, |manifest| manifest.size()),
-        };
-        let wal = restore::wal_to_bring(&store, config, &base).len() as u64 * base.info.segment_size;
-        let size = size + wal;
+        let wal = restore::wal_to_bring(&store, config, &base).len();
+        // What cannot be told is found out by restoring it.
+        let size = store.chain(&base).and_then(|chain| restore::size(&chain, wal)).unwrap_or(base.info.cluster_bytes);
         let room = store.room(config.backup.leave_free)?;
         // WAL that is replayed makes files larger, and writes WAL of its own.
         if room < size + size / 4 {
@@ -244,8 +241,8 @@ impl Drill<'_> {
         fs::create_dir_all(self.scratch).map_err(interrupted)?;
         let data = self.scratch.join("data");
         let began = Instant::now();
-        restore::put(self.store, self.config, base, &Point::Latest, &data).map_err(|why| {
-            match verify::check(self.store, base) {
+        restore::put(self.cluster, self.store, self.config, base, &Point::Latest, &data).map_err(|why| {
+            match verify::check(self.store, base, &mut Found::default()) {
                 Ok(Err(_)) => Stop::Bad(why.message),
                 // It can be read, but not be written there.
                 _ => Stop::Interrupted(why),

@@ -1,5 +1,6 @@
 //! What is no longer kept: the oldest base backups, and WAL that no base backup needs.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
@@ -36,11 +37,12 @@ pub fn one(store: &Store, config: &Config, short: u64, plan: bool) -> Result<Cod
         return Ok(Code::TempFail);
     };
     let mut bases = store.bases();
-    let facts: Vec<Fact> = bases.iter().map(|base| fact(store, base)).collect();
+    let facts: Vec<Fact> = bases.iter().map(|base| fact(store, &bases, base)).collect();
     let surplus = surplus(&facts, &config.backup, short);
     let would = if plan { "would remove" } else { "removing" };
     let is_ours = |base: &Base| base.info.pgbackrest.is_none();
-    for base in bases.drain(..surplus).filter(is_ours) {
+    // What stands upon another goes before it.
+    for base in bases.drain(..surplus).rev().filter(is_ours) {
         log::info!(PG_CLUSTER = store.cluster; "{would} backup {} of cluster {}", base.id, store.cluster);
         if !plan {
             // Half of a backup must not keep the name of a whole one.
@@ -66,36 +68,49 @@ struct Fact {
     bytes: u64,
     wal: u64,
     good: bool,
+    /// Place of the full one that it stands upon, or its own.
+    full: usize,
 }
 
-fn fact(store: &Store, base: &Base) -> Fact {
+/// `bases`: in order.
+fn fact(store: &Store, bases: &[Base], base: &Base) -> Fact {
     let info = &base.info;
+    let place = |id: &str| bases.iter().position(|base| base.id == id);
+    let mut full = place(&base.id).unwrap_or_default();
+    while let Some(parent) = bases[full].info.parent.as_deref().and_then(place).filter(|parent| *parent < full) {
+        full = parent;
+    }
     // What pgBackRest has made is newer or older than ours, and takes no room here.
     if info.pgbackrest.is_some() {
-        return Fact { started: info.started.clone(), bytes: 0, wal: 0, good: info.is_good() };
+        return Fact { started: info.started.clone(), bytes: 0, wal: 0, good: info.is_good(), full };
     }
     let wal = store.wal(info.system, info.timeline, info.segment_size);
     let (first, end) = (info.start.0 / info.segment_size, wal.last().map_or(0, |last| last + 1));
     let wal = end.saturating_sub(first) * info.segment_size;
-    Fact { started: info.started.clone(), bytes: info.bytes, wal, good: info.is_good() }
+    Fact { started: info.started.clone(), bytes: info.bytes, wal, good: info.is_good(), full }
 }
 
-/// How many of the oldest go. Only good ones count as newer, and never is one removed for its age alone: age is measured
-/// against the newest backup, from one to the next, by a clock that may have jumped.
+/// How many of the oldest go, and never one that another stands upon that stays. Only good ones count as newer, and never is
+/// one removed for its age alone: age is measured against the newest backup, from one to the next, by a clock that may have
+/// jumped. What stands upon one full backup is lost with it, so it counts as one where there must be a minimum.
 fn surplus(bases: &[Fact], config: &Backup, short: u64) -> usize {
     // The WAL of the oldest has that of all others in it.
     let bytes =
         |kept: &[Fact]| kept.iter().map(|base| base.bytes).sum::<u64>() + kept.first().map_or(0, |base| base.wal);
     let mut gone = 0;
     for index in 0..bases.len() {
-        let newer = bases[index + 1..].iter().filter(|base| base.good).count();
-        let is_old = newer >= config.keep as usize && age(&bases[index..]) > config.keep_for;
-        let kept = bytes(&bases[index..]);
+        let newer = &bases[index + 1..];
+        let good = newer.iter().filter(|base| base.good);
+        let independent: BTreeSet<usize> = good.clone().map(|base| base.full).filter(|full| *full > index).collect();
+        let is_old = good.count() >= config.keep as usize && age(&bases[index..]) > config.keep_for;
+        let kept = bytes(&bases[gone..]);
         let is_too_much = (config.budget > 0 && kept > config.budget) || bytes(bases) - kept < short;
-        if newer < config.keep_min as usize || !(is_old || is_too_much) {
+        if independent.len() < config.keep_min as usize || !(is_old || is_too_much) {
             break;
         }
-        gone += 1;
+        if newer.iter().all(|base| base.full > index) {
+            gone = index + 1;
+        }
     }
     gone
 }
@@ -149,7 +164,7 @@ mod tests {
 
     fn daily(count: usize) -> Vec<Fact> {
         let at = |day: usize| Stamp { wall: 1e9 + day as f64 * DAY, boot: day as f64 * DAY, boot_id: "a".into() };
-        (0..count).map(|day| Fact { started: at(day), bytes: 100, wal: 0, good: true }).collect()
+        (0..count).map(|day| Fact { started: at(day), bytes: 100, wal: 0, good: true, full: day }).collect()
     }
 
     #[test]
@@ -221,6 +236,29 @@ mod tests {
         for (short, gone) in [(0, 0), (1, 1), (200, 1), (201, 2), (10_000, 3)] {
             assert_eq!(surplus(&bases, &Backup::default(), short), gone, "{short}");
         }
+    }
+
+    #[test]
+    fn what_others_stand_upon_goes_with_the_last_of_them() {
+        let weeks = |count: usize| {
+            let mut bases = daily(count);
+            bases.iter_mut().enumerate().for_each(|(day, base)| base.full = day / 7 * 7);
+            bases
+        };
+        let config = Backup::default();
+        for (days, gone) in [(14, 0), (15, 7), (21, 7), (22, 14)] {
+            assert_eq!(surplus(&weeks(days), &config, 0), gone, "two full ones stay: {days}");
+        }
+        let one = Backup { keep_min: 1, ..config };
+        assert_eq!((surplus(&weeks(14), &one, 0), surplus(&weeks(15), &one, 0)), (0, 7), "seven newer ones stay");
+        let tight = Backup { budget: 1, ..one.clone() };
+        for (days, gone) in [(7, 0), (8, 7), (16, 14)] {
+            assert_eq!(surplus(&weeks(days), &tight, 0), gone, "{days}");
+        }
+        assert_eq!((surplus(&weeks(16), &one, 1), surplus(&weeks(16), &one, 701)), (7, 14), "room");
+        let mut bases = weeks(9);
+        bases.iter_mut().skip(7).for_each(|base| base.good = false);
+        assert_eq!(surplus(&bases, &tight, 0), 0, "nothing that is good would be left");
     }
 
     #[test]

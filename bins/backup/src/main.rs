@@ -4,6 +4,7 @@ mod child;
 mod drill;
 mod encryption;
 mod expire;
+mod incremental;
 mod manifest;
 mod now;
 mod pgbackrest;
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<Code> {
-    let flags = ["due", "latest", "plan"];
+    let flags = ["due", "full", "latest", "plan"];
     let args = Args::parse_with_values(HELP, &flags, &["to", "time", "lsn", "name", "backup"])?;
     let verb = match args.words.as_slice() {
         [verb] => verb.as_str(),
@@ -52,7 +53,7 @@ fn run() -> Result<Code> {
         log::info!("cluster {} belongs to user {}, leaving it alone", cluster.name(), cluster.owner.name);
     }
     match verb {
-        "now" => now::all(&clusters, &config, args.has("due")),
+        "now" => now::all(&clusters, &config, &args),
         "list" => report::list(&clusters, &config, args.json),
         "verify" => verify::all(&clusters, &config, args.value("backup")),
         "drill" => drill::all(&clusters, &config, args.value("backup")),

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use shared::control::Lsn;
 use shared::state;
 
+pub const NAME: &str = "backup_manifest";
 /// A file of a cluster with ten million of them has about this size.
 const LIMIT: u64 = 2 << 30;
 
@@ -54,7 +55,7 @@ struct Range {
 
 impl Manifest {
     pub fn read(backup: &Path) -> Result<Manifest, String> {
-        let bytes = state::read(&backup.join("backup_manifest"), LIMIT);
+        let bytes = state::read(&backup.join(NAME), LIMIT);
         Self::parse(&bytes.map_err(|e| format!("could not read backup_manifest: {e}"))?)
     }
 

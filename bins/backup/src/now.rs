@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use shared::args::Args;
 use shared::backup::OLDEST;
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
@@ -12,22 +13,24 @@ use shared::lock::Lock;
 use shared::{Error, Result, state};
 
 use crate::encryption::Recipients;
-use crate::manifest::Manifest;
+use crate::manifest::{self, Manifest};
 use crate::server::{self, Server};
 use crate::store::{self, Base, Info, PARTIAL, Store};
-use crate::{child, expire, pgbackrest, verify};
+use crate::verify::{self, Found};
+use crate::{child, expire, incremental, pgbackrest};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// A backup that was missed is made up for after this time, whatever the clock says.
 const LATE: Duration = Duration::from_secs(26 * 3600);
 
-pub fn all(clusters: &[Cluster], config: &Config, only_due: bool) -> Result<Code> {
+pub fn all(clusters: &[Cluster], config: &Config, args: &Args) -> Result<Code> {
+    let incrementals = if args.has("full") { 0 } else { config.backup.incrementals };
     // One after the other: each is a load of its own.
-    crate::each(clusters, |cluster| now(cluster, config, only_due))
+    crate::each(clusters, |cluster| now(cluster, config, args.has("due"), incrementals))
 }
 
-fn now(cluster: &Cluster, config: &Config, only_due: bool) -> Result<Code> {
+fn now(cluster: &Cluster, config: &Config, only_due: bool, incrementals: u32) -> Result<Code> {
     let name = cluster.name();
     let store = Store::open(cluster)?;
     let busy = |who: &str| {
@@ -57,21 +60,21 @@ fn now(cluster: &Cluster, config: &Config, only_due: bool) -> Result<Code> {
         log::info!(PG_CLUSTER = name; "cluster {name} is not backed up: {why}");
         return Ok(Code::Ok);
     }
-    let mut bases: Vec<Info> = store.bases().into_iter().map(|base| base.info).collect();
+    let mut bases = store.bases();
     // The other engine has the WAL that goes on behind those it has made.
-    bases.retain(|info| info.pgbackrest.is_some() == by_pgbackrest);
-    let newest = bases.last();
+    bases.retain(|base| base.info.pgbackrest.is_some() == by_pgbackrest);
+    let infos: Vec<Info> = bases.iter().map(|base| base.info.clone()).collect();
     // A spread checkpoint is gentler and takes minutes; only what comes every night can wait for it.
     let mut fast = true;
     if only_due {
-        let Some(why) = due(&bases, &store, &server, &Stamp::now()) else {
+        let Some(why) = due(&infos, &store, &server, &Stamp::now()) else {
             return Ok(Code::Ok);
         };
         fast = why != NIGHT;
         log::info!(PG_CLUSTER = name; "cluster {name} needs a base backup: {why}");
     }
     if by_pgbackrest {
-        return by_other(cluster, &store, fast);
+        return by_other(cluster, &store, incrementals, fast);
     }
     let recipients = Recipients::of(config)?;
     recipients.as_ref().map_or(Ok(()), Recipients::must_be_readable).map_err(|mut why| {
@@ -79,8 +82,9 @@ fn now(cluster: &Cluster, config: &Config, only_due: bool) -> Result<Code> {
         why
     })?;
     let size = server::size(cluster)?;
-    // What is being encrypted is there twice.
-    let estimate = estimate(size, newest) * if recipients.is_some() { 2 } else { 1 };
+    // An incremental one may become as large as a full one. What is being encrypted is there twice.
+    let estimate =
+        estimate(size, infos.iter().rfind(|info| info.parent.is_none())) * if recipients.is_some() { 2 } else { 1 };
     let mut room = store.room(config.backup.leave_free)?;
     if room < estimate {
         expire::one(&store, config, estimate - room, false)?;
@@ -97,27 +101,48 @@ fn now(cluster: &Cluster, config: &Config, only_due: bool) -> Result<Code> {
         ))
         .hint("Make room there, mount a larger volume there, or lower backup.leave_free."));
     }
-    let mut base = take(cluster, config, &store, &server, recipients.as_ref(), fast)?;
+    let parent = match server.summarizes && incrementals > 0 {
+        true => incremental::parent(&store, bases.last(), &server, incrementals)
+            .inspect_err(|why| log::info!(PG_CLUSTER = name; "a full backup of cluster {name} is made: {why}"))
+            .ok(),
+        false => None,
+    };
+    let take = |parent: Option<&Base>| take(cluster, config, &store, &server, recipients.as_ref(), parent, fast);
+    let mut base = match take(parent.as_ref()) {
+        // Summaries of WAL may be gone, or not reach back far enough.
+        Err(why)
+            if parent.is_some() && store.room(config.backup.leave_free / 2)? > 0 && Server::ask(cluster).is_ok() =>
+        {
+            log::warn!(PG_CLUSTER = name; "{}; a full backup is made instead of an incremental one", why.message);
+            take(None)?
+        }
+        base => base?,
+    };
     base.info.cluster_bytes = size;
     let found = {
         let _reading = store.reading()?;
-        verify::one(&store, &mut base)?
+        verify::one(&store, &mut base, &mut Found::default())?
     };
     let (id, seconds) = (&base.id, base.info.finished.since(&base.info.started).as_secs());
     if found == Code::Ok {
-        log::info!(PG_CLUSTER = name; "cluster {name} is backed up as {id}: {} MB in {seconds} s, verified", base.info.bytes >> 20);
+        log::info!(PG_CLUSTER = name; "cluster {name} is backed up as {id}{}: {} MB in {seconds} s, verified", upon(&base.info), base.info.bytes >> 20);
         expire::one(&store, config, 0, false)?;
     }
     Ok(found)
 }
 
+/// For an incremental one, upon which.
+pub fn upon(info: &Info) -> String {
+    info.parent.as_ref().map(|parent| format!(" (incremental, upon {parent})")).unwrap_or_default()
+}
+
 /// By pgBackRest, into its own repository, with its own bounds.
-fn by_other(cluster: &Cluster, store: &Store, fast: bool) -> Result<Code> {
+fn by_other(cluster: &Cluster, store: &Store, incrementals: u32, fast: bool) -> Result<Code> {
     let name = &store.cluster;
-    let mut base = pgbackrest::take(cluster, store, fast)?;
+    let mut base = pgbackrest::take(cluster, store, incrementals, fast)?;
     let label = base.info.pgbackrest.as_ref().map_or("", |set| &set.label).to_string();
     let verified = match pgbackrest::can_verify_one() {
-        true => Some(verify::one(store, &mut base)?),
+        true => Some(verify::one(store, &mut base, &mut Found::default())?),
         false => None,
     };
     let (id, seconds) = (&base.id, base.info.finished.since(&base.info.started).as_secs());
@@ -206,6 +231,7 @@ fn take(
     store: &Store,
     server: &Server,
     recipients: Option<&Recipients>,
+    parent: Option<&Base>,
     fast: bool,
 ) -> Result<Base> {
     // Two that begin within one second would have one name.
@@ -225,6 +251,9 @@ fn take(
     command.args(["--format=tar", "--compress=client-zstd", "--wal-method=stream", "--manifest-checksums=SHA256"]);
     command.args(["--label", &format!("pg-recovery {id}")]);
     command.arg(if fast { "--checkpoint=fast" } else { "--checkpoint=spread" });
+    if let Some(parent) = parent {
+        command.arg("--incremental").arg(parent.path.join(manifest::NAME));
+    }
     if config.backup.max_rate > 0 {
         command.args(["--max-rate", &format!("{}k", config.backup.max_rate >> 10)]);
     }
@@ -257,6 +286,7 @@ fn take(
                 block_size: server.block_size,
                 bytes: store::size_of(&partial),
                 encrypted: recipients.is_some(),
+                parent: parent.map(|parent| parent.id.clone()),
                 ..Info::default()
             };
             Base { id: id.clone(), path: partial.clone(), info: info.clone() }.save()?;

@@ -27,8 +27,6 @@ use crate::store::{Base, Info, PARTIAL, Store, Verdict, parse_segment, remove_tr
 
 const PROGRAM: &str = "pgbackrest";
 const PATIENCE: Duration = Duration::from_secs(10);
-/// So many backups in a row may build upon an older one; then comes a full one. One is made each night.
-const INCREMENTAL: usize = 6;
 /// What it says when another of its processes holds its lock (its manual, "Exit codes" of src/build/error/error.yaml).
 const BUSY: &str = "[050]";
 
@@ -257,9 +255,9 @@ impl Stanza {
         Some(Lsn((last + 1) * info.segment_size))
     }
 
-    /// Nothing to build upon, or too much of it already.
-    fn wants_full(&self) -> bool {
-        self.backup.iter().rev().take_while(|backup| backup.prior.is_some()).count() >= INCREMENTAL
+    /// Nothing to build upon, or so many that build upon another already.
+    fn wants_full(&self, incrementals: u32) -> bool {
+        self.backup.iter().rev().take_while(|backup| backup.prior.is_some()).count() >= incrementals as usize
     }
 }
 
@@ -303,12 +301,13 @@ pub fn refresh(cluster: &Cluster, store: &Store, config: &Config) -> Option<Stan
         .ok()
 }
 
-/// Has a backup made. `fast`: the checkpoint before it does not take its time.
-pub fn take(cluster: &Cluster, store: &Store, fast: bool) -> Result<Base> {
+/// Has a backup made, with at most so many in a row that build upon another. `fast`: the checkpoint before it does not take
+/// its time.
+pub fn take(cluster: &Cluster, store: &Store, incrementals: u32, fast: bool) -> Result<Base> {
     let stanza = look(cluster, store)?;
     let started = Stamp::now();
     let mut command = program(Some(&stanza.name));
-    command.arg(if stanza.wants_full() { "--type=full" } else { "--type=incr" });
+    command.arg(if stanza.wants_full(incrementals) { "--type=full" } else { "--type=incr" });
     command.arg(if fast { "--start-fast" } else { "--no-start-fast" });
     command.arg("backup");
     child::run(command, || Ok(())).map_err(|mut why| {
@@ -536,13 +535,13 @@ mod tests {
     #[test]
     fn seven_nights_have_one_full_backup() {
         let mut stanza = stanza();
-        assert!(!stanza.wants_full());
+        assert!(!stanza.wants_full(6) && stanza.wants_full(0));
         stanza.backup.remove(0);
-        while stanza.backup.len() < INCREMENTAL {
-            assert!(!stanza.wants_full());
+        while stanza.backup.len() < 6 {
+            assert!(!stanza.wants_full(6));
             stanza.backup.extend(self::stanza().backup.pop());
         }
-        assert!(stanza.wants_full());
+        assert!(stanza.wants_full(6));
     }
 
     #[test]

@@ -70,6 +70,7 @@ fn document(base: &Base, end: Lsn, gap: bool) -> serde_json::Value {
         "timeline": info.timeline, "start_lsn": info.start.to_string(), "end_lsn": info.end.to_string(),
         "wal_to": end.to_string(), "wal_gap": gap, "good": info.is_good(),
         "verified": verdict(&info.verified), "drilled": verdict(&info.drilled), "encrypted": info.encrypted,
+        "kind": if info.parent.is_some() { "incremental" } else { "full" }, "parent": info.parent,
         "pgbackrest": info.pgbackrest,
     })
 }
@@ -85,7 +86,7 @@ fn line(base: &Base, end: Lsn, gap: bool, now: &Stamp) -> String {
         }
     };
     format!(
-        "  {}  {:>7} MB  WAL {} to {}{}  {}, {}{}{}\n",
+        "  {}  {:>7} MB  WAL {} to {}{}  {}, {}{}{}{}\n",
         base.id,
         info.bytes >> 20,
         info.start,
@@ -94,6 +95,7 @@ fn line(base: &Base, end: Lsn, gap: bool, now: &Stamp) -> String {
         verdict("verified", &info.verified),
         verdict("drilled", &info.drilled),
         if info.encrypted { ", encrypted" } else { "" },
+        crate::now::upon(info),
         info.pgbackrest.as_ref().map(|set| format!("  pgBackRest {}", set.label)).unwrap_or_default()
     )
 }

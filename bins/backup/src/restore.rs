@@ -20,6 +20,7 @@ use shared::exit::Code;
 use shared::{Error, Result, command, log as journal, process};
 
 use crate::encryption;
+use crate::incremental;
 use crate::manifest::Manifest;
 use crate::pgbackrest;
 use crate::store::{self, Base, Store};
@@ -107,6 +108,7 @@ pub fn run(clusters: &[Cluster], config: &Config, args: &Args) -> Result<Code> {
         })?,
     };
     let _reading = store.reading()?;
+    let chain = chain(&store, &base)?;
     let data = may_write(cluster, Path::new(to))?;
     if !base.info.is_good() {
         log::warn!("backup {} was not found good: pg-backup verify --backup {}", base.id, base.id);
@@ -119,9 +121,9 @@ pub fn run(clusters: &[Cluster], config: &Config, args: &Args) -> Result<Code> {
         log::warn!("WAL segment {name} is missing: nothing after it can be restored from backup {}", base.id);
     }
     if !args.has("plan") {
-        put(&store, config, &base, &point, &data)?;
+        put(cluster, &store, config, &base, &point, &data)?;
     }
-    journal::print(&report(cluster, &base, &point, &data, args.has("plan")))?;
+    journal::print(&report(cluster, &chain, &point, &data, args.has("plan")))?;
     Ok(Code::Ok)
 }
 
@@ -193,11 +195,20 @@ impl Claim {
     }
 }
 
+/// A backup with those that it stands upon.
+fn chain(store: &Store, base: &Base) -> Result<Vec<Base>> {
+    store.chain(base).map_err(|why| {
+        let text = format!("cannot restore backup {} of cluster {}: {why}", base.id, store.cluster);
+        Error::failed(text).hint("Restore an earlier one with --backup ID, see pg-backup list.")
+    })
+}
+
 /// Restores; removes what it has written when it fails.
-pub fn put(store: &Store, config: &Config, base: &Base, point: &Point, data: &Path) -> Result<()> {
+pub fn put(cluster: &Cluster, store: &Store, config: &Config, base: &Base, point: &Point, data: &Path) -> Result<()> {
     let wal = wal_to_bring(store, config, base);
+    let chain = chain(store, base)?;
     if base.info.pgbackrest.is_none() {
-        verify::must_open(base, wal.values().map(PathBuf::as_path))?;
+        verify::must_open(&chain, wal.values().map(PathBuf::as_path))?;
     }
     let claim = Claim::of(data).map_err(|why| {
         let text = format!("cannot restore cluster {} into {}: {why}", store.cluster, data.display());
@@ -207,7 +218,7 @@ pub fn put(store: &Store, config: &Config, base: &Base, point: &Point, data: &Pa
     if tablespaces.exists() {
         return Err(Error::failed(format!("cannot restore tablespaces into {}: it exists", tablespaces.display())));
     }
-    let done = write(store, base, &wal, point, data, &tablespaces);
+    let done = write(cluster, store, &chain, &wal, point, &Target { data, tablespaces: &tablespaces });
     if done.is_err() {
         for entry in fs::read_dir(data).into_iter().flatten().flatten() {
             let _ = fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path()));
@@ -233,23 +244,33 @@ pub fn wal_to_bring(store: &Store, config: &Config, base: &Base) -> BTreeMap<Str
     if is_encrypted && base.info.pgbackrest.is_none() { wal } else { BTreeMap::new() }
 }
 
+/// Bytes that a restore writes: each backup of a chain is unpacked before they are combined.
+pub fn size(chain: &[Base], wal: usize) -> Result<u64, String> {
+    let Some(base) = chain.last() else { return Ok(0) };
+    let parts = match &base.info.pgbackrest {
+        Some(_) => 0,
+        None => chain.iter().try_fold(0, |sum, base| Manifest::read(&base.path).map(|files| sum + files.size()))?,
+    };
+    let is_whole = base.info.pgbackrest.is_none() && chain.len() == 1;
+    Ok(parts + if is_whole { 0 } else { base.info.cluster_bytes } + wal as u64 * base.info.segment_size)
+}
+
 fn write(
+    cluster: &Cluster,
     store: &Store,
-    base: &Base,
+    chain: &[Base],
     wal: &BTreeMap<String, PathBuf>,
     point: &Point,
-    data: &Path,
-    tablespaces: &Path,
+    target: &Target,
 ) -> Result<()> {
+    let Some(base) = chain.last() else { return Ok(()) };
+    let (data, tablespaces) = (target.data, target.tablespaces);
     let failed = |why: String| {
         let text =
             format!("could not restore backup {} of cluster {} into {}: {why}", base.id, store.cluster, data.display());
         Error::failed(text).hint("The directory must belong to postgres, or lie in one that does.")
     };
-    let size = match &base.info.pgbackrest {
-        Some(_) => base.info.cluster_bytes,
-        None => Manifest::read(&base.path).map_err(failed)?.size() + wal.len() as u64 * base.info.segment_size,
-    };
+    let size = size(chain, wal.len()).map_err(failed)?;
     let room = store::room(data, 0)?;
     if room < size {
         return Err(failed(format!("it needs {} MB, and {} MB are free there", size >> 20, room >> 20)));
@@ -257,7 +278,11 @@ fn write(
     if let Some(set) = &base.info.pgbackrest {
         return pgbackrest::restore(set, point, data, tablespaces).map_err(|why| failed(why.message));
     }
-    verify::read(&base.path, Some(&Target { data, tablespaces })).map_err(failed)?;
+    match chain {
+        [_] => verify::read(&base.path, Some(target)).map(drop),
+        _ => incremental::combine(cluster, chain, target),
+    }
+    .map_err(failed)?;
     let io = |e: io::Error| failed(e.to_string());
     for (name, path) in wal {
         bring(path, &data.join("pg_wal"), name).map_err(|e| failed(format!("WAL segment {name}: {e}")))?;
@@ -325,12 +350,13 @@ fn reaches_latest(store: &Store, base: &Base) -> bool {
     })
 }
 
-fn report(cluster: &Cluster, base: &Base, point: &Point, data: &Path, plan: bool) -> String {
+fn report(cluster: &Cluster, chain: &[Base], point: &Point, data: &Path, plan: bool) -> String {
+    let ids: Vec<&str> = chain.iter().map(|base| base.id.as_str()).collect();
     let (dir, name, unit, live) = (data.display(), cluster.name(), &cluster.unit, cluster.data_directory.display());
     let did = if plan { "would be restored" } else { "is restored" };
     let mut text = format!(
         "backup {} of cluster {name} {did} into {dir}; at its start the server replays WAL to {point}\n",
-        base.id
+        ids.join(" with ")
     );
     let own = cluster.config_directory == cluster.data_directory;
     let config_file = if own { data.join("postgresql.conf") } else { cluster.config_directory.join("postgresql.conf") };

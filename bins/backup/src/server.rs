@@ -28,6 +28,8 @@ pub struct Server {
     pub block_size: u32,
     pub lsn: Lsn,
     pub standby_names: String,
+    /// It can tell what has changed since an earlier backup (PostgreSQL 17, `summarize_wal`).
+    pub summarizes: bool,
     pub slot: Option<Slot>,
 }
 
@@ -45,7 +47,8 @@ SELECT current_setting('server_version_num'), pg_is_in_recovery(), (SELECT syste
     pg_size_bytes(current_setting('wal_segment_size')), current_setting('wal_block_size'),
     CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_lsn() END,
     current_setting('synchronous_standby_names'), slot.restart_lsn,
-    CASE WHEN pg_is_in_recovery() THEN 0 ELSE pg_wal_lsn_diff(pg_current_wal_lsn(), slot.restart_lsn) END, slot.slot_name
+    CASE WHEN pg_is_in_recovery() THEN 0 ELSE pg_wal_lsn_diff(pg_current_wal_lsn(), slot.restart_lsn) END, slot.slot_name,
+    coalesce(current_setting('summarize_wal', true), 'off')
 FROM (VALUES (1)) one LEFT JOIN pg_replication_slots slot ON slot.slot_name = 'pg_recovery' AND slot.slot_type = 'physical'";
 
 impl Server {
@@ -64,6 +67,7 @@ impl Server {
             block_size: number(5)? as u32,
             lsn: Lsn::parse(text(6)).ok_or_else(unexpected)?,
             standby_names: text(7).into(),
+            summarizes: text(11) == "on",
             slot: (text(10) == SLOT).then(|| Slot { restart: Lsn::parse(text(8)), kept: text(9).parse().unwrap_or(0) }),
         })
     }

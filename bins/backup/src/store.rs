@@ -243,6 +243,20 @@ impl Store {
         })
     }
 
+    /// A base backup with those it stands upon: the full one first, itself last. Or which of them is not there.
+    pub fn chain(&self, base: &Base) -> Result<Vec<Base>, String> {
+        let known = self.bases();
+        let mut chain = vec![base.clone()];
+        while let Some(id) = chain[chain.len() - 1].info.parent.clone() {
+            let child = &chain[chain.len() - 1].info;
+            // Each is older than the next, or it would never end.
+            let parent = known.iter().find(|base| base.id == id && base.info.order() < child.order());
+            chain.push(parent.ok_or(format!("it stands upon backup {id}, which is not there"))?.clone());
+        }
+        chain.reverse();
+        Ok(chain)
+    }
+
     /// The runs, the oldest first.
     pub fn runs(&self) -> Vec<Run> {
         let folder = self.path.join("wal");

@@ -33,9 +33,9 @@ pub fn all(clusters: &[Cluster], config: &Config, id: Option<&str>) -> Result<Co
         if bases.is_empty() {
             log::info!(PG_CLUSTER = store.cluster; "there is no backup of cluster {}", store.cluster);
         }
-        let mut worst = Code::Ok;
+        let (mut worst, mut read) = (Code::Ok, Found::default());
         for mut base in bases {
-            let found = one(&store, &mut base)?;
+            let found = one(&store, &mut base, &mut read)?;
             if found == Code::Ok {
                 log::info!(PG_CLUSTER = store.cluster; "backup {} of cluster {} is good", base.id, store.cluster);
             }
@@ -45,9 +45,12 @@ pub fn all(clusters: &[Cluster], config: &Config, id: Option<&str>) -> Result<Co
     })
 }
 
+/// What was found of the files of each backup that was read so far, by its id: several may stand upon one.
+pub type Found = HashMap<String, Result<(), String>>;
+
 /// Verifies one and keeps the verdict.
-pub fn one(store: &Store, base: &mut Base) -> Result<Code> {
-    let error = check(store, base)?.err();
+pub fn one(store: &Store, base: &mut Base, read: &mut Found) -> Result<Code> {
+    let error = check(store, base, read)?.err();
     if let Some(why) = &error {
         log::error!(PG_CLUSTER = store.cluster; "backup {} of cluster {} is not good: {why}", base.id, store.cluster);
     }
@@ -57,23 +60,40 @@ pub fn one(store: &Store, base: &mut Base) -> Result<Code> {
     Ok(code)
 }
 
-/// Whether all that a restore reads is there and whole; an error when that cannot be found out.
-pub fn check(store: &Store, base: &Base) -> Result<Result<(), String>> {
+/// Whether all that a restore reads is there and whole, in the backups that this one stands upon too; an error when that
+/// cannot be found out.
+pub fn check(store: &Store, base: &Base, known: &mut Found) -> Result<Result<(), String>> {
     if let Some(set) = &base.info.pgbackrest {
         return pgbackrest::verify(&base.info, set);
     }
     let info = &base.info;
     let received = store.wal(info.system, info.timeline, info.segment_size);
-    must_open(base, received.paths_from(info.start.0 / info.segment_size))?;
-    Ok(read(&base.path, None).and_then(|_| wal(base, &received)))
+    let chain = match store.chain(base) {
+        Ok(chain) => chain,
+        Err(why) => return Ok(Err(why)),
+    };
+    must_open(&chain, received.paths_from(info.start.0 / info.segment_size))?;
+    let files = chain.iter().try_for_each(|member| {
+        let found = known.entry(member.id.clone()).or_insert_with(|| read(&member.path, None).map(drop));
+        found.clone().map_err(|why| of_member(base, member, why))
+    });
+    Ok(files.and_then(|()| wal(base, &received)))
 }
 
-/// Refuses when what is encrypted of a backup and its WAL is not for an identity that is here.
-pub fn must_open<'a>(base: &Base, wal: impl Iterator<Item = &'a Path>) -> Result<()> {
-    let files = [base.path.join("base.tar.zst"), base.path.join(WAL_TAR)].map(|path| encryption::find(&path));
+/// What is wrong with one of those that a backup stands upon, or with itself.
+pub fn of_member(base: &Base, member: &Base, why: String) -> String {
+    if member.id == base.id { why } else { format!("it stands upon backup {}: {why}", member.id) }
+}
+
+/// Refuses when what is encrypted of a backup, of those it stands upon and of its WAL is not for an identity that is here.
+pub fn must_open<'a>(chain: &[Base], wal: impl Iterator<Item = &'a Path>) -> Result<()> {
+    let files = chain.iter().flat_map(|base| ["base.tar.zst", WAL_TAR].map(|name| base.path.join(name)));
+    let files: Vec<PathBuf> = files.map(|path| encryption::find(&path)).collect();
     let base_opens = encryption::must_open(files.iter().map(PathBuf::as_path));
     base_opens.and_then(|()| encryption::must_open(wal)).map_err(|mut why| {
-        why.message = format!("backup {} of cluster {}: {}", base.id, base.info.cluster, why.message);
+        if let Some(base) = chain.last() {
+            why.message = format!("backup {} of cluster {}: {}", base.id, base.info.cluster, why.message);
+        }
         why
     })
 }

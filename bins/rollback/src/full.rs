@@ -4,13 +4,14 @@
 //!
 //! Each of it is looked for and done if it is there, so the same command again goes on where one was cut short.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use shared::args::Args;
+use shared::backup::is_id;
 use shared::client::{Rows, Session, Target, runtime};
 use shared::cluster::Cluster;
 use shared::config::Config;
@@ -62,6 +63,9 @@ pub fn run(words: &[String], clusters: &[Cluster], config: &Config, args: &Args)
     stop_here_for_a_test(101);
     for cluster in clusters {
         codes.extend(clear(cluster).map_err(|error| exit::report(&error)).err());
+        for path in kept_beside(cluster)? {
+            log::warn!(PG_CLUSTER = cluster.name(); "cluster {}: {}", cluster.name(), stays(&path));
+        }
     }
     let code = Code::worst(codes.into_iter());
     match code {
@@ -122,6 +126,38 @@ impl Changed {
             ),
         }
     }
+}
+
+/// What a person wrote and the server did not serve with, kept beside it when it was replaced: `NAME.broken-ID` by
+/// pg-recover, `NAME.replaced-TIME` by a guard. It is theirs, so it stays and is told of.
+fn kept_beside(cluster: &Cluster) -> Result<Vec<PathBuf>> {
+    let made = point::all(&[cluster.name()])?.into_iter().flat_map(|manifest| manifest.made).map(|(path, _)| path);
+    let real = |path: PathBuf| path.canonicalize().unwrap_or(path);
+    let files = made.chain(point::tls_files(cluster)).map(real);
+    let mut folders: BTreeSet<PathBuf> = files.filter_map(|path| Some(path.parent()?.into())).collect();
+    folders.extend(
+        [&cluster.config_directory, &cluster.config_directory.join("conf.d"), &cluster.data_directory]
+            .map(Clone::clone),
+    );
+    let is_kept = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let marked = [".broken-", ".replaced-"].into_iter().find_map(|mark| Some(name.rsplit_once(mark)?.1));
+        // Both begin with a time, in the form that ids of backups have.
+        marked.and_then(|id| id.get(..16)).is_some_and(is_id)
+    };
+    cluster.owner.act(|| {
+        let entries = folders.iter().flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten());
+        let mut kept: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_kept).collect();
+        kept.sort();
+        kept
+    })
+}
+
+fn stays(path: &Path) -> String {
+    format!(
+        "leave {}: it was written by a person and kept when it was replaced; remove it when nobody needs it",
+        path.display()
+    )
 }
 
 /// Each file for itself, for what is wrong with one says nothing about another; key and certificate belong together.
@@ -251,6 +287,7 @@ fn plan(clusters: &[Cluster], args: &Args) -> Result<Code> {
             Ok(statements) => lines.extend(statements.iter().map(ToString::to_string)),
             Err(why) => lines.push(format!("not known: {}", why.message)),
         }
+        lines.extend(kept_beside(cluster)?.iter().map(|path| stays(path)));
         if !args.json {
             let name = cluster.name();
             lines.iter().try_for_each(|line| out::print(&format!("cluster {name}: {line}\n")))?;
