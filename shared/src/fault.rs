@@ -266,6 +266,13 @@ const CLASSES: &[Class] = &[
         next: "Put a pair in place that fits, with mode 0600 and the owner of the cluster.",
     },
     Class {
+        name: "C6",
+        priority: Priority::P2,
+        rule: "Its certificate has expired or is about to; it serves all who do not verify it. pg-cert-renew is started, which \
+               renews what it is told to renew; the server is reloaded and never restarted for it.",
+        next: "journalctl --unit pg-cert-renew.service says why a renewal failed; pg-cert-renew --check how it stands.",
+    },
+    Class {
         name: "H2",
         priority: Priority::P3,
         rule: "It is starting, stopping or replaying WAL; to disturb that would begin it anew.",

@@ -140,6 +140,8 @@ pub struct Health {
     pub failures: u32,
     /// The last of them found it stopped cleanly.
     pub stopped: bool,
+    /// Passes in a row in which it served with a certificate that has expired.
+    pub expired: u32,
     pub checks: Vec<Check>,
     pub trends: Trends,
     pub rehearsal: Rehearsal,

@@ -32,6 +32,7 @@ pub mod pressure;
 pub mod prestart;
 pub mod process;
 pub mod record;
+pub mod renewal;
 pub mod server_log;
 pub mod service;
 pub mod socket;

@@ -57,6 +57,14 @@ const TABLE: &[Meaning] = &[
         sqlstates: &[],
     },
     Meaning {
+        class: "C6",
+        means: "its certificate has expired or is about to, and clients that verify it are refused",
+        advice: "pg-cert-renew --check says how it stands. A [[tls.certificate]] of /etc/pg-recovery/config.toml says where a new \
+                 one comes from, then: systemctl start pg-cert-renew. Do not restart the server for it: a reload is enough.",
+        words: &[],
+        sqlstates: &[],
+    },
+    Meaning {
         class: "P9",
         means: "processes of the dead server live on, or may do so",
         advice: "Look at them (ps -o pid,user,stat,cmd -C postgres) and end those of {data}; never ipcrm.",

@@ -81,6 +81,82 @@ fn start_authority(host: &Host) {
     });
 }
 
+/// A machine with such an authority, which is not started yet; what clients of it trust is in `/srv/web-root.crt`.
+fn boot_with_authority(suite: Suite) -> Host {
+    let host = Host::boot_beside(suite, ",pebble");
+    let authority = Authority::new();
+    let web = authority.issue(&["localhost", "127.0.0.1"], -10, 80);
+    host.file("/srv/web.crt").write(&web.chain);
+    host.file("/srv/web.key").write(&web.key);
+    host.file("/srv/web-root.crt").write(format!("{}{}", authority.root(), &web.chain[web.certificate.len()..]));
+    host.file("/srv/pebble.json").write(
+        r#"{"pebble":{"listenAddress":"127.0.0.1:14000","managementListenAddress":"127.0.0.1:15000","certificate":"/srv/web.crt",
+            "privateKey":"/srv/web.key","httpPort":80,"tlsPort":443,"ocspResponderURL":"","externalAccountBindingRequired":false}}"#,
+    );
+    host
+}
+
+fn use_acme(host: &Host, names: &str, challenge: &str) {
+    host.configure(&format!(
+        "[[tls.certificate]]\nname = \"{}\"\nsource = \"acme\"\nnames = {names}\nca_file = \"/srv/acme-root.crt\"\n\
+         acme_directory = \"https://localhost:14000/dir\"\nacme_ca_file = \"/srv/web-root.crt\"\n{challenge}\n",
+        host.cluster()
+    ));
+}
+
+/// What pg-cert-renew knows of the certificate of the main cluster.
+fn known(host: &Host) -> serde_json::Value {
+    host.json(&format!("cat /var/lib/pg-recovery/cert-renew/{}-main.json", host.version()))
+}
+
+/// Answers each request of an authority's client with "too many", for two hours.
+const LIMIT: &str = r#"problem='{"type":"urn:ietf:params:acme:error:rateLimited","detail":"too many orders"}'
+while :; do
+    coproc server { openssl s_server -quiet -accept 127.0.0.1:14000 -naccept 1 -cert /srv/web.crt -key /srv/web.key 2>/dev/null; }
+    read -r request <&${server[0]} && echo "$request" >> /srv/asked
+    printf 'HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7200\r\nContent-Type: application/problem+json\r\n' >&${server[1]}
+    printf 'Content-Length: %s\r\nConnection: close\r\n\r\n%s' ${#problem} "$problem" >&${server[1]}
+    sleep 1
+    kill $server_PID
+    wait
+done"#;
+
+/// Serves `/srv/www` on port 80.
+const WEB_SERVER: &str = r#"
+use strict; use IO::Socket::INET;
+my $listen = IO::Socket::INET->new(LocalAddr => "127.0.0.1:80", Listen => 50, ReuseAddr => 1) or die $!;
+while (my $client = $listen->accept) {
+    my ($method, $path) = split " ", scalar(<$client>) // "- -";
+    while (defined(my $line = <$client>)) { last if $line eq "\r\n" }
+    my $found = open my $file, "<", "/srv/www$path";
+    my $body = $found ? join("", <$file>) : "";
+    print $client "HTTP/1.0 ", ($found ? "200" : "404"), " x\r\nContent-Length: ", length $body, "\r\n\r\n$body";
+    open my $log, ">>", "/srv/www.log"; print $log "$path\n"; close $log;
+    close $client;
+}
+"#;
+
+/// Has the DNS of the authority's tests make and remove records.
+const HOOK: &str = r#"#!/bin/bash -e
+[ $1 = add ] && path=/set-txt || path=/clear-txt
+body="{\"host\":\"$2.\",\"value\":\"$3\"}"
+exec 3<>/dev/tcp/127.0.0.1/8055
+printf 'POST %s HTTP/1.0\r\nContent-Length: %s\r\n\r\n%s' $path ${#body} "$body" >&3
+grep -q '200 OK' <&3
+echo "$1 $2" >> /srv/hook.log
+"#;
+
+/// Every file that gets a key was made for its owner alone, and every folder for one.
+#[track_caller]
+fn assert_keys_are_private(trace: &str) {
+    let made = |line: &&str| line.contains("O_CREAT") && (line.contains(".key") || line.contains("cert-renew/acme/"));
+    let keys: Vec<&str> = trace.lines().filter(made).collect();
+    assert!(!keys.is_empty() && keys.iter().all(|line| line.contains(", 0600)")), "{keys:#?}");
+    let opened = |line: &&str| line.contains("chmod") && (line.contains("0644") || line.contains("0640"));
+    let chmods: Vec<&str> = trace.lines().filter(opened).filter(|line| line.contains(".key")).collect();
+    assert!(chmods.is_empty(), "{chmods:#?}");
+}
+
 fn resolve_to(host: &Host, address: &str) {
     let body = format!("{{\"ip\":\"{address}\"}}");
     let request = format!("POST /set-default-ipv4 HTTP/1.0\\r\\nContent-Length: {}\\r\\n\\r\\n", body.len());
@@ -89,22 +165,8 @@ fn resolve_to(host: &Host, address: &str) {
 
 facts_on_both_suites! {
     fn an_authority_that_speaks_acme_signs_renews_and_refuses(suite: Suite) {
-        let host = Host::boot_beside(suite, ",pebble");
-        let authority = Authority::new();
-        let web = authority.issue(&["localhost", "127.0.0.1"], -10, 80);
-        host.file("/srv/web.crt").write(&web.chain);
-        host.file("/srv/web.key").write(&web.key);
-        host.file("/srv/web-root.crt").write(authority.root());
-        host.file("/srv/pebble.json").write(
-            r#"{"pebble":{"listenAddress":"127.0.0.1:14000","managementListenAddress":"127.0.0.1:15000","certificate":"/srv/web.crt",
-                "privateKey":"/srv/web.key","httpPort":80,"tlsPort":443,"ocspResponderURL":"","externalAccountBindingRequired":false}}"#,
-        );
-        let name = host.cluster();
-        host.configure(&format!(
-            "[[tls.certificate]]\nname = \"{name}\"\nsource = \"acme\"\nnames = [\"pg.example.test\"]\n\
-             ca_file = \"/srv/acme-root.crt\"\nacme_directory = \"https://localhost:14000/dir\"\nacme_ca_file = \"/srv/web-root.crt\"\n\
-             listen = \"127.0.0.1:80\"\n"
-        ));
+        let host = boot_with_authority(suite);
+        use_acme(&host, "[\"pg.example.test\"]", "listen = \"127.0.0.1:80\"");
         start_authority(&host);
         let address = "127.0.0.1:5432";
         let snakeoil = served(&host, address);
@@ -120,6 +182,12 @@ facts_on_both_suites! {
         let second = served(&host, address);
         assert_ne!(second, first);
         assert_eq!(host.journal_of("pg-cert-renew").count("registered an account"), 1);
+
+        // Of the two only Debian 13's authority says when it would like to renew (RFC 9773).
+        host.sh("pg-cert-renew");
+        let suggests = |host: &Host| known(host)["suggestion"]["until"].as_i64().is_some_and(|until| until > 0);
+        assert_eq!((suggests(&host), known(&host)["failures"].as_u64()), (suite == Suite::Trixie, Some(0)), "{}", known(&host));
+        assert_eq!(served(&host, address), second, "there is time");
 
         let refused = |why: &str| {
             let output = host.run("pg-cert-renew --force");
@@ -138,6 +206,16 @@ facts_on_both_suites! {
         assert_eq!(served(&host, address), second);
         faults::h1_clock_jump::inject(&host, 86_400);
         assert!(host.run(&faults::h1_clock_jump::of("pg-cert-renew --force")).success());
+        let second = served(&host, address);
+        // It would like to before there is need to, and two days have passed since the last one.
+        faults::h1_clock_jump::inject(&host, 4 * 86_400);
+        let state = format!("/var/lib/pg-recovery/cert-renew/{}-main.json", host.version());
+        host.sh(&faults::h1_clock_jump::of("pg-cert-renew"));
+        let past = r#"s/("suggestion": \{[^}]*"from": )\d+(,\s*"until": )[1-9]\d*/${1}100${2}200/"#;
+        host.sh(&format!("perl -0pi -e '{past}' {state}"));
+        let output = host.run(&faults::h1_clock_jump::of("pg-cert-renew"));
+        assert_eq!(output.stderr.contains("its authority asks for it"), suite == Suite::Trixie, "{output}");
+        assert_eq!(served(&host, address) != second, suite == Suite::Trixie, "{output}");
         let second = served(&host, address);
         let refused = |why: &str| {
             let output = host.run("pg-cert-renew --force");
@@ -306,8 +384,210 @@ facts_on_both_suites! {
         host.run(&format!("systemctl restart {}", host.unit()));
         host.wait_until("it serves again", Duration::from_secs(120), || psql_over_tls(&host, "SHOW ssl").stdout == "on\n");
         assert_eq!(served(&host, "127.0.0.1:5432"), offered(&host));
-        assert_eq!(host.recoveries().last().expect("there is one")["fault"], "C5");
+        // It is written when all is proven, which is after the first client is served.
+        host.wait_until("it is on record", SOON, || host.recoveries().last().is_some_and(|record| record["fault"] == "C5"));
         assert!(host.sh("pg-rollback list").contains("before its certificate is renewed"));
+    }
+
+    fn an_expired_certificate_is_renewed_and_its_server_is_never_restarted_for_it(suite: Suite) {
+        let (host, authority) = boot(suite);
+        faults::c6_certificate_expired::prepare(&host);
+        host.sh("systemctl stop pg-health-check.timer");
+        let (postmaster, begun) = (host.postmaster_pid(), host.recoveries().len());
+        faults::c6_certificate_expired::inject(&host, &authority.issue(&NAMES, -90, -1));
+        host.wait_until("clients that verify it are refused", SOON, || {
+            psql_over_tls(&host, "SELECT 1").stderr.contains("certificate verify failed")
+        });
+        let plan = host.run("pg-recover --plan").stdout;
+        assert!(plan.contains("C6") && plan.contains("renew-certificate"), "{plan}");
+
+        // The authority is away: told, once tried and not in a loop, and the server is as it was.
+        host.file("/srv/broken").write("no network\n");
+        let of_tries = || host.journal_of("pg-cert-renew").count("no network");
+        for _ in 0..2 {
+            assert_eq!(host.run("pg-recover").status, 1);
+        }
+        let failed: Vec<_> = host.recoveries().split_off(begun);
+        assert!(failed.len() == 2 && failed.iter().all(|record| record["fault"] == "C6" && record["outcome"] == "failed"), "{failed:#?}");
+        assert!(failed[1]["steps"][0]["why"].as_str().is_some_and(|why| why.contains("has not renewed it")), "{failed:#?}");
+        assert_eq!((of_tries(), host.postmaster_pid()), (1, postmaster));
+        // What ails the certificate keeps nothing from healing the server.
+        let verdict = host.file(&format!("/var/lib/pg-recovery/recover/{}-main.json", host.version()));
+        assert!(!verdict.exists() || verdict.read().contains("\"attempts\": 0"), "{}", verdict.read());
+
+        // It is back, and so is the health check: three passes later the new one is served.
+        host.file("/srv/broken").remove();
+        offer(&host, &authority.issue(&NAMES, -1, 80));
+        host.sh("rm /var/lib/pg-recovery/cert-renew/*-main.json");
+        for failures in 1..=3 {
+            host.start_and_wait("pg-health-check.service");
+            let state = host.property_of("pg-health-check.service", "ExecMainStatus");
+            assert_eq!(state, if failures < 3 { "2" } else { "10" });
+        }
+        host.wait_until("it is renewed", SOON, || host.recoveries().last().is_some_and(|record| record["outcome"] == "recovered"));
+        let healed = host.recoveries().pop().expect("there is one");
+        assert_eq!((&healed["fault"], &healed["detected_by"]), (&"C6".into(), &"pg-recover".into()), "{healed:#}");
+        assert_eq!(served(&host, "127.0.0.1:5432"), offered(&host));
+        assert!(psql_over_tls(&host, "SELECT 1").success());
+        assert_eq!(host.postmaster_pid(), postmaster, "never a restart");
+    }
+
+    fn names_are_proven_by_a_web_server_and_by_dns_and_who_is_asked_too_often_is_left_alone(suite: Suite) {
+        let host = boot_with_authority(suite);
+        let address = "127.0.0.1:5432";
+        let snakeoil = served(&host, address);
+        let folder = "/srv/www/.well-known/acme-challenge";
+        use_acme(&host, "[\"pg.example.test\"]", &format!("webroot = \"{folder}\""));
+        host.file("/srv/acme-root.crt").write("");
+        host.file("/usr/local/lib/limit").write(LIMIT);
+        host.run_as_unit("limit", "root", "exec bash /usr/local/lib/limit");
+        host.wait_until("it answers", SOON, || host.run("ss -Hltn sport = 14000").stdout.contains("14000"));
+        let limited = host.run("pg-cert-renew");
+        assert!(limited.stderr.contains("it asks to be left alone until 2"), "{limited}");
+        let asked = || host.run("grep -c ^GET /srv/asked").stdout;
+        let before = asked();
+        let waits = host.run("pg-cert-renew");
+        assert!(waits.stderr.contains("one try failed, the next is in 1"), "{waits}");
+        assert_eq!((asked(), served(&host, address)), (before, snakeoil.clone()));
+        assert!(known(&host)["not_before"].as_i64().is_some(), "{}", known(&host));
+        host.sh("systemctl stop limit");
+
+        start_authority(&host);
+        host.sh(&format!("mkdir -p {folder}"));
+        host.file("/usr/local/lib/web.pl").write(WEB_SERVER);
+        host.run_as_unit("web", "root", "exec perl /usr/local/lib/web.pl");
+        host.wait_until("the web server listens", SOON, || host.run("(: </dev/tcp/127.0.0.1/80)").success());
+        host.sh("strace -f -o /tmp/trace -e trace=open,openat,creat,chmod,fchmod,fchmodat pg-cert-renew --force");
+        assert_keys_are_private(&host.file("/tmp/trace").read());
+        let by_web = served(&host, address);
+        assert_ne!(by_web, snakeoil);
+        assert!(host.file("/srv/www.log").read().contains("/.well-known/acme-challenge/"));
+        assert_eq!(host.sh(&format!("ls {folder}")), "", "what was to be shown has been seen");
+        assert!(known(&host)["not_before"].is_null());
+
+        host.file("/usr/local/sbin/our-dns").write(HOOK);
+        host.sh("chmod 755 /usr/local/sbin/our-dns; systemctl stop web");
+        let dns = "challenge = \"dns-01\"\nhook = [\"/usr/local/sbin/our-dns\"]";
+        use_acme(&host, "[\"*.db.example.test\", \"db.example.test\"]", dns);
+        // The names are others now, which is reason enough.
+        assert!(host.start_and_wait("pg-cert-renew.service").success());
+        assert_ne!(served(&host, address), by_web);
+        let hook = host.file("/srv/hook.log").read();
+        let record = "_acme-challenge.db.example.test";
+        assert_eq!(hook, format!("add {record}\nadd {record}\nremove {record}\nremove {record}\n"));
+        let served = "echo | openssl s_client -starttls postgres -connect 127.0.0.1:5432 2>/dev/null";
+        assert!(host.sh(&format!("{served} | openssl x509 -noout -ext subjectAltName")).contains("DNS:*.db.example.test"));
+    }
+
+    fn an_authority_of_the_host_signs_lego_is_watched_and_what_is_anothers_is_refused(suite: Suite) {
+        let host = Host::boot(suite);
+        let address = "127.0.0.1:5432";
+        let (snakeoil, name) = (served(&host, address), host.cluster());
+        host.configure(&format!("[[tls.certificate]]\nname = \"{name}\"\nsource = \"ca\"\nkey = \"rsa\"\nnames = [\"localhost\"]\n"));
+        let own = host.file(&format!("{}/conf.d/own.conf", host.configuration_directory()));
+        let set = |setting: &str, value: &str, lines: &str| {
+            own.write(lines);
+            host.psql("SELECT pg_reload_conf()");
+            host.wait_until("the server has it", SOON, || host.psql(&format!("SHOW {setting}")) == value);
+        };
+        let refused = |why: &str| {
+            let output = host.run("pg-cert-renew --force");
+            assert!(output.stderr.contains(why), "{why}: {output}");
+            assert_eq!(served(&host, address), snakeoil, "{why}");
+            output.stderr
+        };
+        set("ssl_passphrase_command", "/bin/false", "ssl_passphrase_command = '/bin/false'\n");
+        refused("keeps its key encrypted");
+        set("ssl_passphrase_command", "", "");
+        if suite == Suite::Trixie {
+            set("allow_alter_system", "off", "allow_alter_system = off\n");
+            let hint = refused("has allow_alter_system = off");
+            assert!(hint.contains("the pair that it has is there already"), "{hint}");
+            // A person does as the hint says.
+            let store = format!("{}/current", store(&host));
+            set("ssl_key_file", &format!("{store}/server.key"), &format!(
+                "allow_alter_system = off\nssl_cert_file = '{store}/server.crt'\nssl_key_file = '{store}/server.key'\n"
+            ));
+            assert_eq!(served(&host, address), snakeoil);
+        }
+        host.sh("strace -f -o /tmp/trace -e trace=open,openat,creat,chmod,fchmod,fchmodat pg-cert-renew --force");
+        assert_keys_are_private(&host.file("/tmp/trace").read());
+        let handshake = "echo | openssl s_client -starttls postgres -connect 127.0.0.1:5432 -verify_return_error \
+                         -verify_hostname localhost -CAfile /var/lib/pg-recovery-tls/ca.crt 2>/dev/null";
+        assert!(host.sh(&format!("{handshake} | openssl x509 -noout -text")).contains("rsaEncryption"));
+        // Wherever there is a key, recovery points too, it is for its owner alone.
+        let keys = "grep -rl 'PRIVATE KEY' /var/lib/pg-recovery /var/lib/pg-recovery-tls /etc/pg-recovery /run/pg-recovery";
+        let files = host.run(keys).stdout;
+        for place in ["/points/", "credentials/cert-renew/ca.key", "server.key"] {
+            assert!(files.contains(place), "{place}: {files}");
+        }
+        assert_eq!(host.sh(&format!("{keys} | xargs stat -c %a | sort -u")), "600");
+
+        let authority = Authority::new();
+        host.file("/srv/root.crt").write(authority.root());
+        configure(&host, "source = \"directory\"\ndirectory = \"/srv/lego/certificates\"");
+        offer(&host, &authority.issue(&NAMES, -1, 200));
+        host.sh("install -d -m 700 /srv/lego /srv/lego/certificates; cd /srv/lego/certificates; \
+                 install -m 600 /srv/next.key localhost.key; install -m 600 /srv/next.crt localhost.crt");
+        assert!(host.start_and_wait("pg-cert-renew.service").success());
+        assert_eq!(served(&host, address), offered(&host));
+    }
+
+    fn what_ends_is_shown_until_then_and_told_once(suite: Suite) {
+        let (host, authority) = boot(suite);
+        host.file("/etc/pg-recovery/config.d/told.toml").write(
+            "[notify]\ndelay = \"0s\"\n[[notify.channel]]\nname = \"own\"\nkind = \"exec\"\ncommand = [\"/usr/local/bin/own\"]\n",
+        );
+        host.file("/usr/local/bin/own").write("#!/bin/sh\n{ cat; echo; } >> /var/lib/pg-recovery/notify/own\n");
+        host.sh("chmod 755 /usr/local/bin/own");
+        offer(&host, &authority.issue(&NAMES, -1, 80));
+        host.sh("pg-cert-renew");
+        let pass = || {
+            host.sh("systemctl reset-failed pg-health-check.service");
+            host.start_and_wait("pg-health-check.service");
+            let checks = host.json(&format!("cat /var/lib/pg-recovery/health/{}-main.json", host.version()));
+            let find = |name: &str| checks["checks"].as_array().and_then(|all| all.iter().find(|check| check["name"] == name)).cloned();
+            (find("certificate").expect("a certificate"), find("certificate_files").unwrap_or_default())
+        };
+        assert_eq!(pass().0["status"], "ok");
+        let screen = host.sh("pg-status");
+        assert!(screen.contains("days are left, its renewal is due in 5"), "{screen}");
+        let shown = host.json("pg-status --json")["clusters"][0]["certificate"].clone();
+        assert_eq!((shown["renewal_days"].as_i64().map(|days| days / 10), shown["failures"].as_u64()), (Some(5), Some(0)), "{shown}");
+        let metrics = host.sh("pg-status --metrics");
+        for name in ["certificate_remaining_seconds", "certificate_renewal_timestamp_seconds", "certificate_renewal_failures"] {
+            assert!(metrics.contains(&format!("pg_recovery_{name}{{cluster=\"{}\"}}", host.cluster())), "{name}: {metrics}");
+        }
+
+        let put = |authorities: &str, list: &str| {
+            host.file("/etc/ssl/clients.crt").write(authorities);
+            host.file("/etc/ssl/clients.crl").write(list);
+            host.sh("chmod 644 /etc/ssl/clients.*");
+        };
+        let clients = authority.issue(&["clients"], -350, 15);
+        put(&clients.certificate, &authority.revocation_list(-1, 30));
+        for (setting, file) in [("ssl_ca_file", "/etc/ssl/clients.crt"), ("ssl_crl_file", "/etc/ssl/clients.crl")] {
+            host.psql(&format!("ALTER SYSTEM SET {setting} = '{file}'"));
+        }
+        host.psql("SELECT pg_reload_conf()");
+        host.wait_until("it has them", SOON, || host.psql("SHOW ssl_crl_file") == "/etc/ssl/clients.crl");
+        let (_, soon) = pass();
+        assert!(soon["status"] == "warning" && soon["message"].as_str().is_some_and(|text| text.contains("CN=clients")), "{soon}");
+        put(&format!("{}{}", clients.certificate, authority.root()), &authority.revocation_list(-1, 30));
+        assert_eq!(pass().1["status"], "ok", "the next authority is there already");
+        put(authority.root(), &authority.revocation_list(-30, -2));
+        let (_, over) = pass();
+        assert!(over["status"] == "critical" && over["message"].as_str().is_some_and(|text| text.contains("it expired 2 days ago")), "{over}");
+        put(&authority.issue(&["clients"], -350, -1).certificate, &authority.revocation_list(-1, 30));
+        let (_, over) = pass();
+        assert!(over["status"] == "critical" && over["message"].as_str().is_some_and(|text| text.contains("/etc/ssl/clients.crt")), "{over}");
+        for _ in 0..3 {
+            pass();
+            host.start_and_wait("pg-notify@test.service");
+        }
+        let told = host.file("/var/lib/pg-recovery/notify/own").read();
+        let about = |line: &&str| line.contains("\"kind\":\"trouble\"") && line.contains("clients.crt") && line.contains("critical");
+        assert_eq!(told.lines().filter(about).count(), 1, "{told}");
     }
 
     fn what_certbot_renews_is_served_within_a_minute(suite: Suite) {

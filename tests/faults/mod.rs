@@ -16,6 +16,7 @@ pub mod c2_bad_pg_hba_conf;
 pub mod c3_missing_preload_library;
 pub mod c4_too_little_memory;
 pub mod c5_tls_key;
+pub mod c6_certificate_expired;
 pub mod h1_clock_jump;
 pub mod h2_long_crash_recovery;
 pub mod h3_half_an_upgrade;
@@ -171,6 +172,7 @@ pub fn staged() -> impl Iterator<Item = &'static Staged> {
         s18_backup_label::STAGED,
         c4_too_little_memory::STAGED,
         c5_tls_key::STAGED,
+        c6_certificate_expired::STAGED,
         l1_connection_storm::STAGED,
         l2_left_open::STAGED,
         l3_lock_queue::STAGED,

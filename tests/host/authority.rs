@@ -2,7 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair,
+};
 use time::OffsetDateTime;
 
 /// A root, and an intermediate authority that signs for it.
@@ -52,6 +54,19 @@ impl Authority {
             params(names[0], names, from, until, false).self_signed(&key).expect("it can be signed").pem();
         Issued { chain: certificate.clone(), certificate, key: key.serialize_pem() }
     }
+
+    /// A list of what it has revoked, which is nothing, from so many days before today until so many after it.
+    pub fn revocation_list(&self, from: i64, until: i64) -> String {
+        let list = CertificateRevocationListParams {
+            this_update: day(from),
+            next_update: day(until),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).and_then(|list| list.pem()).expect("it can be signed")
+    }
 }
 
 impl Default for Authority {
@@ -67,10 +82,14 @@ fn new_key() -> KeyPair {
 fn params(subject: &str, names: &[&str], from: i64, until: i64, is_ca: bool) -> CertificateParams {
     let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
     let mut params = CertificateParams::new(names).expect("the names are names");
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()) as i64;
-    let day = |days: i64| OffsetDateTime::from_unix_timestamp(now + days * 86_400).expect("it is a date");
     params.distinguished_name.push(DnType::CommonName, subject);
     (params.not_before, params.not_after) = (day(from), day(until));
     params.is_ca = if is_ca { IsCa::Ca(BasicConstraints::Unconstrained) } else { IsCa::NoCa };
     params
+}
+
+/// So many days from now.
+fn day(days: i64) -> OffsetDateTime {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()) as i64;
+    OffsetDateTime::from_unix_timestamp(now + days * 86_400).expect("it is a date")
 }

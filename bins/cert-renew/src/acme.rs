@@ -1,26 +1,41 @@
 //! A certificate from an authority that speaks ACME (RFC 8555): Let's Encrypt, or one of the company's own.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client as Hyper;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use instant_acme::{
-    Account, AccountCredentials, AuthorizationStatus, ChallengeType, Error as Acme, Identifier, NewAccount, NewOrder,
+    Account, AccountBuilder, AccountCredentials, AuthorizationStatus, BodyWrapper, BytesResponse,
+    CertificateIdentifier, ChallengeType, Error as Acme, HttpClient, Identifier, NewAccount, NewOrder, Order,
     OrderStatus, RetryPolicy,
 };
 use rcgen::{CertificateParams, DistinguishedName};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use shared::client::runtime;
+use shared::clock::Stamp;
 use shared::config::{Certificate, Challenge};
 use shared::point::sha256;
 use shared::{Error, Result, command, state};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
 
-use crate::pair::Pair;
+use crate::pair::{Chain, Pair, provider};
 use crate::source::{Wish, generate};
 
 /// An authority looks several times, from several places, and DNS takes its time.
@@ -31,17 +46,131 @@ const REQUEST: Duration = Duration::from_secs(5);
 const LARGEST: usize = 4096;
 
 pub fn obtain(configured: &Certificate, wish: &Wish) -> Result<Pair> {
-    let runtime = runtime()?;
+    let late = Later::default();
     let limit = 2 * PATIENCE + HOOK;
-    let ordered = runtime.block_on(async { tokio::time::timeout(limit, order(configured, wish)).await });
-    runtime.shutdown_background();
-    let late =
-        || Error::failed(format!("{} gave no certificate within {}s", configured.acme_directory, limit.as_secs()));
-    let (certificate, key) = ordered.map_err(|_| late())??;
+    let ordered = within(limit, &configured.acme_directory, order(configured, wish, &late));
+    let (certificate, key) = ordered.map_err(|why| {
+        wish.later.set(*late.lock().unwrap_or_else(PoisonError::into_inner));
+        match wish.later.get().map(|until| Stamp { wall: until as f64, ..Stamp::default() }.rfc3339()) {
+            Some(until) => Error { message: format!("{}; it asks to be left alone until {until}", why.message), ..why },
+            None => why,
+        }
+    })?;
     Pair::parse(certificate.as_bytes(), key.as_bytes()).map_err(Error::failed)
 }
 
-async fn order(configured: &Certificate, wish: &Wish<'_>) -> Result<(String, String)> {
+/// When the authority would like to renew this certificate, and when it wants to be asked again (RFC 9773, 4.2); seconds since
+/// 1970. `None`: it does not do that, or this host has no account there.
+pub fn suggestion(configured: &Certificate, chain: &Chain, now: i64) -> Result<Option<(i64, i64, i64)>> {
+    let url = &configured.acme_directory;
+    let failed = |why: String| Error::failed(format!("{url} does not say when it would like to renew: {why}"));
+    if !account_file(url).exists() {
+        return Ok(None);
+    }
+    let id = CertificateIdentifier::try_from(&chain.certificates[0]).map_err(failed)?;
+    let asked = within(2 * REQUEST, url, async {
+        let account = account(configured, &Later::default()).await?;
+        match account.renewal_info(&id).await {
+            Ok(answer) => Ok(Some(answer)),
+            Err(Acme::Unsupported(_)) => Ok(None),
+            Err(e) => Err(failed(describe(&e))),
+        }
+    });
+    Ok(asked?.map(|(info, again)| {
+        let window = &info.suggested_window;
+        if let Some(page) = &info.explanation_url {
+            log::info!("{url} says why it would like to renew {} then: {page}", chain.validity.subject);
+        }
+        // Once in six hours, as the standard has it, unless it says so itself.
+        let again = again.clamp(Duration::from_secs(3600), Duration::from_secs(86_400));
+        (window.start.unix_timestamp(), window.end.unix_timestamp(), now + again.as_secs() as i64)
+    }))
+}
+
+fn within<T>(limit: Duration, url: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = runtime()?;
+    let done = runtime.block_on(async { tokio::time::timeout(limit, work).await });
+    runtime.shutdown_background();
+    done.map_err(|_| Error::failed(format!("{url} came to no end within {}s", limit.as_secs())))?
+}
+
+/// Until when the authority has asked to be left alone; seconds since 1970.
+type Later = Arc<Mutex<Option<i64>>>;
+
+/// Speaks HTTPS with it. The library does not tell what comes along with an error.
+struct Client {
+    hyper: Hyper<HttpsConnector<HttpConnector>, BodyWrapper<Bytes>>,
+    later: Later,
+}
+
+impl Client {
+    /// `roots`: what signed its certificate; without, what the host trusts.
+    fn new(roots: Option<&Path>, later: Later) -> Result<Client, String> {
+        let builder = HttpsConnectorBuilder::new();
+        let builder = match roots {
+            None => builder.with_provider_and_platform_verifier(provider()).map_err(|e| e.to_string())?,
+            Some(file) => {
+                let mut store = RootCertStore::empty();
+                for root in CertificateDer::pem_file_iter(file).map_err(|e| e.to_string())? {
+                    store.add(root.map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
+                }
+                let config = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+                let config = config.map_err(|e| e.to_string())?.with_root_certificates(store);
+                builder.with_tls_config(config.with_no_client_auth())
+            }
+        };
+        let connector = builder.https_only().enable_http1().enable_http2().build();
+        Ok(Client { hyper: Hyper::builder(TokioExecutor::new()).build(connector), later })
+    }
+}
+
+impl HttpClient for Client {
+    fn request(
+        &self,
+        request: Request<BodyWrapper<Bytes>>,
+    ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, Acme>> + Send>> {
+        let (answer, later) = (HttpClient::request(&self.hyper, request), self.later.clone());
+        Box::pin(async move {
+            let answer = answer.await?;
+            let is_too_much =
+                matches!(answer.parts.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+            let after = answer.parts.headers.get(header::RETRY_AFTER).filter(|_| is_too_much);
+            if let Some(until) = after.and_then(|after| retry_after(after.to_str().ok()?, SystemTime::now())) {
+                *later.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+            }
+            Ok(answer)
+        })
+    }
+}
+
+/// Seconds since 1970, of a number of seconds or a date (RFC 9110, 10.2.3).
+fn retry_after(value: &str, now: SystemTime) -> Option<i64> {
+    let now = now.duration_since(UNIX_EPOCH).ok()?.as_secs();
+    match value.trim().parse::<u32>() {
+        Ok(seconds) => Some((now + u64::from(seconds)) as i64),
+        Err(_) => {
+            let date = OffsetDateTime::parse(value.trim(), &Rfc2822).ok()?;
+            Some(date.unix_timestamp())
+        }
+    }
+}
+
+/// Tells which certificate it replaces, if the authority wants to know; one that does not take that gets a plain order.
+async fn new_order(account: &Account, identifiers: &[Identifier], wish: &Wish<'_>) -> Result<Order, Acme> {
+    let plain = || NewOrder::new(identifiers);
+    let Some(Ok(old)) = wish.replaces.map(CertificateIdentifier::try_from) else {
+        return account.new_order(&plain()).await;
+    };
+    match account.new_order(&plain().replaces(old)).await {
+        Err(e) if problem(&e) != "rateLimited" => {
+            log::info!("the authority takes no order that replaces a certificate: {}; without that", describe(&e));
+            account.new_order(&plain()).await
+        }
+        ordered => ordered,
+    }
+}
+
+async fn order(configured: &Certificate, wish: &Wish<'_>, later: &Later) -> Result<(String, String)> {
     let url = &configured.acme_directory;
     let failed = |what: &str, e: Acme| {
         let error = Error::failed(format!("{url}: {what}: {}", describe(&e)));
@@ -53,13 +182,13 @@ async fn order(configured: &Certificate, wish: &Wish<'_>) -> Result<(String, Str
             false => error,
         }
     };
-    let account = account(configured).await?;
+    let account = account(configured, later).await?;
     let identifiers: Vec<Identifier> = wish
         .names
         .iter()
         .map(|name| name.parse().map(Identifier::Ip).unwrap_or_else(|_| Identifier::Dns(name.clone())))
         .collect();
-    let order = account.new_order(&NewOrder::new(&identifiers)).await;
+    let order = new_order(&account, &identifiers, wish).await;
     let mut order = order.map_err(|e| failed("no order was taken", e))?;
     let mut proofs = Proofs::new(configured)?;
     let mut authorizations = order.authorizations();
@@ -134,14 +263,15 @@ fn account_file(url: &str) -> PathBuf {
 }
 
 /// The account that was registered before, or a new one.
-async fn account(configured: &Certificate) -> Result<Account> {
+async fn account(configured: &Certificate, later: &Later) -> Result<Account> {
     let url = &configured.acme_directory;
     let failed = |what: &str, e: Acme| Error::failed(format!("{url}: {what}: {}", describe(&e)));
-    let builder = || match &configured.acme_ca_file {
-        Some(file) => Account::builder_with_root(file),
-        None => Account::builder(),
+    let builder = || -> Result<AccountBuilder> {
+        let client = Client::new(configured.acme_ca_file.as_deref(), later.clone());
+        let client =
+            client.map_err(|why| Error::failed(format!("{url}: its certificate cannot be verified: {why}")))?;
+        Ok(Account::builder_with_http(Box::new(client)))
     };
-    let builder = || builder().map_err(|e| failed("its certificate cannot be verified", e));
     let file = account_file(url);
     if let Ok(text) = state::read(&file, 65536) {
         let credentials: AccountCredentials = serde_json::from_slice(&text).map_err(|e| {
@@ -304,6 +434,14 @@ fn answer(mut stream: TcpStream, answers: &Mutex<HashMap<String, String>>) -> st
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn until_when_an_authority_wants_to_be_left_alone_is_understood() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_445_000_000);
+        assert_eq!(retry_after("120", now), Some(1_445_000_120));
+        assert_eq!(retry_after(" Wed, 21 Oct 2015 07:28:00 GMT", now), Some(1_445_412_480));
+        assert_eq!((retry_after("", now), retry_after("-5", now), retry_after("soon", now)), (None, None, None));
+    }
 
     #[test]
     fn the_listener_answers_what_it_was_told_and_nothing_else() {

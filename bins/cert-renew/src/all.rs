@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 use shared::args::Args;
-use shared::certificate::Validity;
+use shared::certificate::{self, Validity, Watched};
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
 use shared::config::{Config, Mode};
@@ -16,7 +16,6 @@ use shared::{Error, Result, log as out, pause, state, unit};
 use crate::plan::{Plan, decide};
 use crate::renew::Subject;
 use crate::server::Server;
-use crate::watch::{self, Watched};
 
 /// Whose lock a run has, as long as it does anything; no cluster has such a name.
 const LOCK: &str = "cert-renew";
@@ -33,9 +32,16 @@ fn subjects<'a>(clusters: &[Cluster], config: &'a Config, args: &Args) -> Vec<(S
 
 fn watched(subject: &Subject, config: &Config, now: i64) -> Vec<Watched> {
     match &subject.server {
-        Server::Cluster(postgres) => watch::of_cluster(postgres, config, now),
+        Server::Cluster(postgres) => {
+            certificate::watch_cluster(&postgres.cluster, |name| Some(postgres.setting(name)), config, now)
+        }
         Server::Service(_) => Vec::new(),
     }
+}
+
+/// Those of the configuration.
+fn watched_besides(config: &Config, now: i64) -> Vec<Watched> {
+    config.tls.watch.iter().map(|file| certificate::watch(file, false, None, config, now)).collect()
 }
 
 /// Tells systemd which folders to watch, when these are others than before.
@@ -69,7 +75,7 @@ pub fn renew(clusters: &[Cluster], config: &Config, args: &Args) -> Result<Code>
     }
     let now = Stamp::now().wall as i64;
     let mut codes = Vec::new();
-    let mut files = watch::of_configuration(config, now);
+    let mut files = watched_besides(config, now);
     for (name, subject) in subjects(clusters, config, args) {
         match subject {
             Ok(None) => log::info!(PG_CLUSTER = name; "cluster {name} does without TLS, nothing to do"),
@@ -95,7 +101,9 @@ pub fn renew(clusters: &[Cluster], config: &Config, args: &Args) -> Result<Code>
 
 fn one(subject: &mut Subject, config: &Config, force: bool) -> Code {
     let name = subject.name.clone();
+    subject.ask();
     let facts = subject.look();
+    subject.note(&facts, config);
     let plan = decide(&facts, subject.configured, config, force);
     let (what, acts) = match &plan {
         Plan::Leave(text) => (format!("certificate of {name}: {text}; nothing to do"), false),
@@ -132,13 +140,14 @@ fn one(subject: &mut Subject, config: &Config, force: bool) -> Code {
             let renewed = subject.renew(&facts, config, force);
             // Another program's lock is no failure of this one.
             if renewed.as_ref().err().is_none_or(|why| why.code != Code::TempFail) {
-                subject.count(renewed.as_ref().err());
+                subject.count(&facts, renewed.as_ref().err());
             }
             renewed.map(|seen| format!("{name} has a new certificate, {seen}"))
         }
     };
     match outcome {
         Ok(done) => {
+            subject.note(&subject.look(), config);
             log::warn!(PG_CLUSTER = name; "{done}");
             Code::Ok
         }
@@ -174,7 +183,7 @@ pub fn show(clusters: &[Cluster], config: &Config, args: &Args) -> Result<Code> 
         plan: None,
     };
     let mut lines = Vec::new();
-    let mut files = watch::of_configuration(config, now);
+    let mut files = watched_besides(config, now);
     for (name, subject) in subjects(clusters, config, args) {
         let (status, message) = match subject {
             Ok(Some(subject)) => {
@@ -215,7 +224,7 @@ pub fn show(clusters: &[Cluster], config: &Config, args: &Args) -> Result<Code> 
 fn line(subject: &Subject, config: &Config, force: bool, now: i64) -> Line {
     let facts = subject.look();
     let (mut status, message) = match &facts.in_place {
-        Ok(in_place) => watch::judge(&in_place.validity, config, now),
+        Ok(in_place) => certificate::judge(&in_place.validity, config, now),
         Err(why) => (Status::Warning, why.clone()),
     };
     let plan = match decide(&facts, subject.configured, config, force) {

@@ -8,7 +8,6 @@ mod plan;
 mod renew;
 mod server;
 mod source;
-mod watch;
 
 use std::process::ExitCode;
 

@@ -60,6 +60,11 @@ impl Chain {
         Ok(Chain { validity, names, self_signed, certificates })
     }
 
+    /// Of the server's own certificate, in hex.
+    pub fn sha256(&self) -> String {
+        self.certificates.first().map(|own| shared::point::sha256(own)).unwrap_or_default()
+    }
+
     /// Its subject, and until when it is good.
     pub fn describe(&self) -> String {
         let until = shared::clock::Stamp { wall: self.validity.until as f64, ..Default::default() };

@@ -3,13 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use shared::certificate::Left;
+use shared::certificate::{Left, SNAKEOIL, describe_left};
 use shared::config::{Certificate, Config, Source};
 
 use crate::pair::Chain;
 
-/// What Debian makes for a host when ssl-cert is installed, and where its clusters find it.
-pub const SNAKEOIL: &str = "/etc/ssl/certs/ssl-cert-snakeoil.pem";
 const MONTH: i64 = 30 * 86_400;
 
 /// What is known about one certificate.
@@ -25,6 +23,8 @@ pub struct Facts {
     pub unproven: bool,
     /// What another program has left, for the source `directory`.
     pub offered: Option<Result<Chain, String>>,
+    /// When its authority would like to renew it.
+    pub suggested: Option<i64>,
     /// Failures in a row, and how long to wait after the last.
     pub failures: u32,
     pub wait: Option<Duration>,
@@ -91,8 +91,10 @@ fn decide_configured(facts: &Facts, configured: &Certificate, config: &Config, f
     let left = in_place.validity.until - facts.now;
     if force {
         Plan::Renew("asked for".into())
-    } else if left * 100 < in_place.validity.lifetime() * i64::from(config.tls.renew_left) {
+    } else if facts.now > by_lifetime(in_place, config) {
         Plan::Renew(describe_left(left))
+    } else if facts.suggested.is_some_and(|suggested| facts.now > suggested) {
+        Plan::Renew(format!("{}, and its authority asks for it", describe_left(left)))
     } else if let Err(why) = in_place.covers(&configured.names) {
         Plan::Renew(why)
     } else if in_place.self_signed && configured.source != Source::SelfSigned {
@@ -100,6 +102,32 @@ fn decide_configured(facts: &Facts, configured: &Certificate, config: &Config, f
     } else {
         leave(facts, in_place, config)
     }
+}
+
+/// When less is left than the configuration wants.
+fn by_lifetime(in_place: &Chain, config: &Config) -> i64 {
+    in_place.validity.until - in_place.validity.lifetime() * i64::from(config.tls.renew_left) / 100
+}
+
+/// When the next renewal is due, as far as that is for this program to say.
+pub fn due(facts: &Facts, configured: Option<&Certificate>, config: &Config) -> Option<i64> {
+    let in_place = facts.in_place.as_ref().ok()?;
+    match configured {
+        Some(configured) if configured.source == Source::Directory => None,
+        Some(configured) if configured.source == Source::SelfSigned && !in_place.self_signed => None,
+        // Never later than without a suggestion: an authority may say anything.
+        Some(_) => Some(facts.suggested.unwrap_or(i64::MAX).min(by_lifetime(in_place, config))),
+        None if is_made(facts, in_place) => Some(in_place.validity.until - late(in_place)),
+        None => None,
+    }
+}
+
+fn is_made(facts: &Facts, in_place: &Chain) -> bool {
+    in_place.self_signed && (facts.in_store || facts.place == Path::new(SNAKEOIL))
+}
+
+fn late(in_place: &Chain) -> i64 {
+    MONTH.min(in_place.validity.lifetime() / 3)
 }
 
 /// Nobody has told us anything. Only what is signed by itself and was made by a program, Debian's or this one, is replaced,
@@ -110,9 +138,7 @@ fn decide_unconfigured(facts: &Facts, config: &Config, force: bool) -> Plan {
         Err(why) => return Plan::Tell(why.clone()),
     };
     let left = in_place.validity.until - facts.now;
-    let is_made = facts.in_store || facts.place == Path::new(SNAKEOIL);
-    let is_due = force || left < MONTH.min(in_place.validity.lifetime() / 3);
-    match in_place.self_signed && is_made && is_due {
+    match is_made(facts, in_place) && (force || left < late(in_place)) {
         true => Plan::Renew(describe_left(left)),
         false => leave(facts, in_place, config),
     }
@@ -123,14 +149,6 @@ fn leave(facts: &Facts, in_place: &Chain, config: &Config) -> Plan {
     match in_place.validity.left(facts.now, config.health.certificate_warn, config.health.certificate_fail) {
         Left::Enough => Plan::Leave(text),
         _ => Plan::Tell(text),
-    }
-}
-
-fn describe_left(left: i64) -> String {
-    match left {
-        ..0 => format!("it expired {} days ago", -left / 86_400),
-        0..172_800 => format!("{} hours are left", left / 3600),
-        _ => format!("{} days are left", left / 86_400),
     }
 }
 
@@ -150,6 +168,7 @@ mod tests {
             in_store: false,
             unproven: false,
             offered: None,
+            suggested: None,
             failures: 0,
             wait: None,
             now: NOW,
@@ -165,7 +184,9 @@ mod tests {
     fn own(left: i64) -> Chain {
         let names = ["db.example".to_string()];
         let now = NOW - (3650 - left) * DAY;
-        let wish = Wish { name: "x", names: &names, key: Default::default(), lifetime: 3650 * DAY, now };
+        let (replaces, later) = (None, &Default::default());
+        let wish =
+            Wish { name: "x", names: &names, key: Default::default(), lifetime: 3650 * DAY, now, replaces, later };
         self_signed(&wish).unwrap().chain
     }
 
@@ -212,6 +233,19 @@ mod tests {
         let waits = Facts { failures: 2, wait: Some(Duration::from_secs(7000)), ..facts(Ok(issued(9))) };
         assert!(plan(&waits, &config, false).starts_with("leave: 9 days are left; 2 tries in a row failed"));
         assert!(plan(&waits, &config, true).starts_with("renew: "));
+    }
+
+    #[test]
+    fn what_its_authority_suggests_makes_it_sooner_and_never_later() {
+        let config = configured("source = \"acme\"\nacme_directory = \"https://ca.example/\"");
+        let look = |suggested, left| Facts { suggested, ..facts(Ok(issued(left))) };
+        let days = |facts: &Facts| due(facts, config.tls.certificate.first(), &config).map(|due| (due - NOW) / DAY);
+        let past = look(Some(NOW - DAY), 80);
+        assert_eq!(plan(&past, &config, false), "renew: 80 days are left, and its authority asks for it");
+        assert!(plan(&look(Some(NOW + DAY), 80), &config, false).starts_with("leave: "));
+        assert_eq!((days(&past), days(&look(Some(NOW + DAY), 80))), (Some(-1), Some(1)));
+        assert_eq!((days(&look(None, 80)), days(&look(Some(NOW + 1000 * DAY), 80))), (Some(50), Some(50)));
+        assert_eq!(plan(&look(Some(NOW + 1000 * DAY), 29), &config, false), "renew: 29 days are left");
     }
 
     #[test]

@@ -1,23 +1,24 @@
 //! One certificate: looks at it, and has it renewed, installed and proven when it is time.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use shared::certificate::Left;
 use shared::clock::Stamp;
-use shared::cluster::{Cluster, file_name};
+use shared::cluster::Cluster;
 use shared::config::{Certificate, Config, Source};
 use shared::exit::Code;
 use shared::lock::Lock;
 use shared::owner::Owner;
 use shared::process::stop_here_for_a_test;
-use shared::state::State;
+use shared::renewal::{self, Renewal, Suggestion};
 use shared::tls_store::Store;
 use shared::{Error, Result, point};
 
+use crate::acme;
 use crate::pair::{Anchors, Chain, Pair, list};
-use crate::plan::Facts;
+use crate::plan::{Facts, due};
 use crate::server::{Postgres, Server};
 use crate::source::{self, Wish};
 
@@ -26,6 +27,7 @@ const LOCK: Duration = Duration::from_secs(60);
 /// After the first failure; doubled with each that follows it, up to a day.
 const PAUSE: Duration = Duration::from_secs(3600);
 const LONGEST_PAUSE: Duration = Duration::from_secs(86_400);
+const DAY: i64 = 86_400;
 /// The other program may be in the middle of it.
 const SETTLES: u32 = 5;
 
@@ -39,30 +41,18 @@ pub struct Subject<'a> {
     pub in_store: bool,
     /// Something was changed that the server reads.
     pub touched: bool,
+    /// Until when the authority has asked to be left alone.
+    later: Cell<Option<i64>>,
 }
 
-/// `/var/lib/pg-recovery/cert-renew/16-main.json`
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
-pub struct Tries {
-    /// In a row.
-    pub failures: u32,
-    pub at: Stamp,
-    pub why: String,
-}
-
-impl Tries {
-    pub fn of(name: &str) -> State<Tries> {
-        State::load(&format!("cert-renew/{}.json", file_name(name)))
-    }
-
-    /// How long to wait yet.
-    fn wait(&self, now: &Stamp) -> Option<Duration> {
-        let doublings = self.failures.checked_sub(1)?.min(10);
-        let pause = (PAUSE * (1 << doublings)).min(LONGEST_PAUSE);
-        // The timer comes every hour, and not to the second.
-        pause.checked_sub(now.since(&self.at) + PAUSE / 12).filter(|left| !left.is_zero())
-    }
+/// How long to wait yet.
+fn wait(known: &Renewal, now: &Stamp) -> Option<Duration> {
+    let doublings = known.failures.checked_sub(1)?.min(10);
+    let pause = (PAUSE * (1 << doublings)).min(LONGEST_PAUSE);
+    // The timer comes every hour, and not to the second.
+    let ours = pause.checked_sub(now.since(&known.at) + PAUSE / 12).filter(|left| !left.is_zero());
+    let theirs = known.not_before.map(|until| until - now.wall as i64).filter(|left| *left > 0);
+    ours.max(theirs.map(|left| Duration::from_secs(left as u64)))
 }
 
 impl<'a> Subject<'a> {
@@ -89,6 +79,7 @@ impl<'a> Subject<'a> {
             store: named.unwrap_or_else(|| Store::of(&name, &cluster.owner)),
             server: Server::Cluster(Box::new(postgres)),
             touched: false,
+            later: Cell::default(),
             name,
         }))
     }
@@ -104,6 +95,7 @@ impl<'a> Subject<'a> {
             store: Store::of(&configured.name, &owner),
             in_store: true,
             touched: false,
+            later: Cell::default(),
         })
     }
 
@@ -151,17 +143,68 @@ impl<'a> Subject<'a> {
             Server::Cluster(postgres) => postgres.file("ssl_cert_file").unwrap_or_default(),
             Server::Service(_) => self.store.certificate(),
         };
-        let tries = Tries::of(&self.name).value;
+        let known = renewal::state(&self.name).value;
+        let of_this = |suggestion: &Suggestion| in_place.as_ref().is_ok_and(|chain| suggestion.of == chain.sha256());
         Facts {
             place,
+            suggested: known
+                .suggestion
+                .as_ref()
+                .filter(|one| of_this(one))
+                .and_then(|one| self.sensible(one, &in_place)),
             in_place,
             served,
             in_store: self.in_store,
             unproven: self.store.current() != self.store.last_good(),
             offered,
-            failures: tries.failures,
-            wait: tries.wait(&now),
+            failures: known.failures,
+            wait: wait(&known, &now),
             now: now.wall as i64,
+        }
+    }
+
+    /// An authority that always says "now" gets a day between two renewals.
+    fn sensible(&self, suggestion: &Suggestion, in_place: &Result<Chain, String>) -> Option<i64> {
+        let from = in_place.as_ref().ok()?.validity.from;
+        suggestion.moment().map(|moment| moment.max(from + DAY))
+    }
+
+    /// Asks the authority when it would like to renew what is in place, if it is time to ask. Whatever it answers, or does not,
+    /// no renewal is later for it.
+    pub fn ask(&self) {
+        let Some(configured) = self.configured.filter(|configured| configured.source == Source::Acme) else { return };
+        let (mut known, now) = (renewal::state(&self.name), Stamp::now().wall as i64);
+        let Ok(chain) = self.chain_in_place() else { return };
+        let of = chain.sha256();
+        let asked = known
+            .value
+            .suggestion
+            .as_ref()
+            .is_some_and(|one| one.of == of && (now..now + 7 * DAY).contains(&one.ask_again));
+        if chain.self_signed || asked || wait(&known.value, &Stamp::now()).is_some() {
+            return;
+        }
+        let suggestion = match acme::suggestion(configured, &chain, now) {
+            Ok(Some((from, until, ask_again))) => Suggestion { of, from, until, ask_again },
+            // An authority that does not do this will not do it in an hour either.
+            Ok(None) => Suggestion { of, ask_again: now + DAY, ..Suggestion::default() },
+            Err(why) => {
+                log::info!(PG_CLUSTER = self.name; "{}; it is renewed by what is left of its time", why.message);
+                return;
+            }
+        };
+        known.value.suggestion = Some(suggestion);
+        known.save_or_warn();
+    }
+
+    /// Keeps what was seen, for those who show it.
+    pub fn note(&self, facts: &Facts, config: &Config) {
+        let mut known = renewal::state(&self.name);
+        let before = known.value.clone();
+        known.value.in_place = facts.in_place.as_ref().ok().map(|chain| chain.validity.clone());
+        known.value.due = due(facts, self.configured, config);
+        if known.value != before {
+            known.save_or_warn();
         }
     }
 
@@ -181,6 +224,7 @@ impl<'a> Subject<'a> {
 
     /// Gets a new pair and installs it. What was seen.
     pub fn renew(&mut self, facts: &Facts, config: &Config, force: bool) -> Result<String> {
+        self.may_install()?;
         let names = self.names(facts);
         let mut lifetime = config.tls.lifetime.as_secs() as i64;
         if self.configured.is_none()
@@ -189,7 +233,10 @@ impl<'a> Subject<'a> {
             lifetime = in_place.validity.lifetime();
         }
         let key = self.configured.map(|configured| configured.key).unwrap_or_default();
-        let wish = Wish { name: &self.name, names: &names, key, lifetime, now: facts.now };
+        // Only of an authority that has answered when it would like to: it takes no order that replaces what it does not know.
+        let replaces = facts.suggested.and(facts.in_place.as_ref().ok()).map(|chain| &chain.certificates[0]);
+        let wish =
+            Wish { name: &self.name, names: &names, key, lifetime, now: facts.now, replaces, later: &self.later };
         let pair = match self.configured {
             Some(configured) => source::obtain(configured, &wish)?,
             None => source::self_signed(&wish)?,
@@ -204,6 +251,49 @@ impl<'a> Subject<'a> {
         let anchors = self.anchors(&pair.chain).map_err(refused)?;
         self.check(&pair, facts, &names, &anchors, now, force).map_err(refused)?;
         self.install(&pair, &names, &anchors, now)
+    }
+
+    /// Before an authority is asked for what could not be installed: an error with what a person can do instead.
+    fn may_install(&self) -> Result<()> {
+        let Server::Cluster(postgres) = &self.server else { return Ok(()) };
+        if postgres.keeps_key_encrypted() {
+            return Err(Error::failed(format!(
+                "cluster {} keeps its key encrypted (ssl_passphrase_command), and no key that is renewed here would be",
+                self.name
+            ))
+            .hint("Renew it by hand; or give up the passphrase: ALTER SYSTEM RESET ssl_passphrase_command."));
+        }
+        let Some(why) = postgres.refusal().filter(|_| !self.in_store) else { return Ok(()) };
+        let refused = Error::failed(format!("{why}, so that it cannot be led to a certificate that can be renewed"));
+        let (certificate, key) = (self.store.certificate(), self.store.key());
+        let hint = |what: &str| {
+            let (certificate, key) = (certificate.display(), key.display());
+            format!("Set once and reload: ssl_cert_file = '{certificate}', ssl_key_file = '{key}'; {what}.")
+        };
+        // The next run finds it there, and has only the link to change.
+        match postgres.pair_in_place().and_then(|(c, k)| Pair::parse(&c, &k).map_err(Error::failed)) {
+            Ok(pair) => {
+                self.copy_there(&pair)?;
+                Err(refused.hint(hint("the pair that it has is there already")))
+            }
+            Err(why) => {
+                Err(refused.hint(hint(&format!("put a pair there first, for the one it has is none: {}", why.message))))
+            }
+        }
+    }
+
+    /// Our own folder has this pair, and a server that is led there serves it.
+    fn copy_there(&self, pair: &Pair) -> Result<()> {
+        let is_there = self
+            .stored()
+            .is_ok_and(|stored| (stored.certificate, stored.key) == (pair.certificate.clone(), pair.key.clone()));
+        if !is_there {
+            let version = self.store.add(&pair.certificate, &pair.key)?;
+            self.store.switch(&version)?;
+            self.store.mark_good(&version)?;
+            self.store.forget_old();
+        }
+        Ok(())
     }
 
     fn anchors(&self, chain: &Chain) -> Result<Anchors, String> {
@@ -273,7 +363,6 @@ impl<'a> Subject<'a> {
         }
         self.store.forget_old();
         stop_here_for_a_test(3);
-        postgres.may_lead_to(&self.store)?;
         postgres.save_point()?;
         let before = postgres.before();
         stop_here_for_a_test(4);
@@ -345,16 +434,19 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// Counts a try; the next one waits the longer the more have failed.
-    pub fn count(&self, failure: Option<&Error>) {
-        let mut tries = Tries::of(&self.name);
-        tries.value = match failure {
-            Some(why) => {
-                Tries { failures: tries.value.failures.saturating_add(1), at: Stamp::now(), why: why.message.clone() }
-            }
-            None => Tries::default(),
+    /// Counts a try; the next one waits the longer the more have failed, and until the authority wants to be asked again. That
+    /// is believed up to half of the time that is left, and for a day at least.
+    pub fn count(&self, facts: &Facts, failure: Option<&Error>) {
+        let (mut known, now) = (renewal::state(&self.name), Stamp::now());
+        let left = facts.in_place.as_ref().map_or(0, |chain| chain.validity.until - facts.now);
+        let latest = now.wall as i64 + DAY.max(left / 2);
+        let (failures, why, not_before) = match failure {
+            Some(why) => (known.value.failures.saturating_add(1), why.message.clone(), self.later.get()),
+            None => Default::default(),
         };
-        tries.save_or_warn();
+        let not_before = not_before.map(|until| until.min(latest));
+        known.value = Renewal { failures, at: now, why, not_before, ..known.value };
+        known.save_or_warn();
     }
 
     /// Little of the one in place is left.
@@ -369,14 +461,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_up_to_a_day() {
+    fn pauses_grow_up_to_a_day_and_last_as_long_as_the_authority_says() {
         let stamp = |seconds: f64| Stamp { wall: seconds, boot: seconds, boot_id: "a".into() };
-        let wait = |failures, minutes: f64| {
-            Tries { failures, at: stamp(0.0), why: String::new() }.wait(&stamp(60.0 * minutes)).is_some()
-        };
-        assert!(!wait(0, 0.0));
-        assert!(wait(1, 50.0) && !wait(1, 56.0));
-        assert!(wait(2, 100.0) && !wait(2, 116.0));
-        assert!(wait(9, 23.0 * 60.0) && !wait(9, 24.0 * 60.0) && !wait(u32::MAX, 24.0 * 60.0));
+        let known = |failures, not_before| Renewal { failures, at: stamp(0.0), not_before, ..Renewal::default() };
+        let waits = |failures, minutes: f64| wait(&known(failures, None), &stamp(60.0 * minutes)).is_some();
+        assert!(!waits(0, 0.0));
+        assert!(waits(1, 50.0) && !waits(1, 56.0));
+        assert!(waits(2, 100.0) && !waits(2, 116.0));
+        assert!(waits(9, 23.0 * 60.0) && !waits(9, 24.0 * 60.0) && !waits(u32::MAX, 24.0 * 60.0));
+        let limited = |at: f64| wait(&known(1, Some(20_000)), &stamp(at)).map(|left| left.as_secs());
+        assert_eq!((limited(5_000.0), limited(19_990.0), limited(20_001.0)), (Some(15_000), Some(10), None));
     }
 }

@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const RELOAD: Duration = Duration::from_secs(20);
 const SETTINGS: &str = "SELECT name, setting, coalesce(sourcefile, '') FROM pg_settings WHERE name IN ('ssl', \
     'ssl_cert_file', 'ssl_key_file', 'ssl_ca_file', 'ssl_crl_file', 'ssl_crl_dir', 'listen_addresses', 'port', \
-    'primary_conninfo', 'allow_alter_system')";
+    'primary_conninfo', 'allow_alter_system', 'ssl_passphrase_command')";
 
 pub enum Server<'a> {
     Cluster(Box<Postgres<'a>>),
@@ -120,21 +120,21 @@ impl<'a> Postgres<'a> {
         ["ssl_cert_file", "ssl_key_file"].map(|name| (name, by_alter_system(name))).to_vec()
     }
 
-    /// An error, with what a person can do instead, where its settings are not for us to change.
-    pub fn may_lead_to(&self, store: &Store) -> Result<()> {
+    /// Why its settings are not for us to change, or what they lead to; `None`: they are.
+    pub fn refusal(&self) -> Option<String> {
         let name = self.cluster.name();
-        let why = match shared::standing::manager(&self.cluster) {
-            Some(manager) => format!("the settings of cluster {name} are {manager}'s"),
+        match shared::standing::manager(&self.cluster) {
+            Some(manager) => Some(format!("the settings of cluster {name} are {manager}'s")),
             None if self.setting("allow_alter_system") == "off" => {
-                format!("cluster {name} has allow_alter_system = off")
+                Some(format!("cluster {name} has allow_alter_system = off"))
             }
-            None => return Ok(()),
-        };
-        Err(Error::failed(format!("{why}, so that it cannot be led to a certificate that can be renewed")).hint(format!(
-            "Set once and reload: ssl_cert_file = '{}', ssl_key_file = '{}'; the pair that it has is there already.",
-            store.certificate().display(),
-            store.key().display()
-        )))
+            None => None,
+        }
+    }
+
+    /// Its key is encrypted on disk, which nothing here can do.
+    pub fn keeps_key_encrypted(&self) -> bool {
+        !self.setting("ssl_passphrase_command").is_empty()
     }
 
     /// Has it read its pair from `store`.

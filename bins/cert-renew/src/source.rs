@@ -1,5 +1,6 @@
 //! Where a new key with its certificate comes from. Keys are in memory, and in folders that are for root alone.
 
+use std::cell::Cell;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,6 +10,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_RSA_SHA256,
 };
+use rustls::pki_types::CertificateDer;
 use shared::config::{Certificate, KeyKind, Source};
 use shared::{Error, Result, command, credential, state};
 use time::OffsetDateTime;
@@ -33,6 +35,10 @@ pub struct Wish<'a> {
     pub key: KeyKind,
     pub lifetime: i64,
     pub now: i64,
+    /// acme: the certificate that it takes the place of, of an authority that wants to know (RFC 9773, 5).
+    pub replaces: Option<&'a CertificateDer<'static>>,
+    /// acme: gets until when the authority has asked to be left alone.
+    pub later: &'a Cell<Option<i64>>,
 }
 
 /// Gets a new pair by what is configured.
@@ -231,12 +237,14 @@ mod tests {
     fn what_is_signed_here_is_good_for_as_long_as_it_should_be() {
         let names = ["db.example".to_string(), "10.0.0.1".to_string()];
         for key in [KeyKind::Ecdsa, KeyKind::Rsa] {
-            let wish = Wish { name: "16/main", names: &names, key, lifetime: 90 * 86_400, now: NOW };
+            let (replaces, later) = (None, &Cell::default());
+            let wish = Wish { name: "16/main", names: &names, key, lifetime: 90 * 86_400, now: NOW, replaces, later };
             let chain = self_signed(&wish).unwrap().chain;
             assert_eq!(chain.validity.until, NOW + 90 * 86_400);
             assert_eq!(chain.verify(&names, &Anchors::of(None, &chain).unwrap(), NOW), Ok(()));
         }
-        let nobody = Wish { name: "16/main", names: &[], key: KeyKind::Ecdsa, lifetime: 1, now: NOW };
+        let (replaces, later) = (None, &Cell::default());
+        let nobody = Wish { name: "16/main", names: &[], key: KeyKind::Ecdsa, lifetime: 1, now: NOW, replaces, later };
         assert!(self_signed(&nobody).err().unwrap().message.contains("which names"));
     }
 

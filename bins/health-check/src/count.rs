@@ -11,6 +11,9 @@ use crate::postmaster::Facts;
 use crate::score::Finding;
 use crate::startup::Progress;
 
+/// As pg-health-check.timer has it.
+const PASSES_PER_HOUR: u32 = 60;
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum Count {
     /// It serves.
@@ -90,6 +93,13 @@ pub fn enter(health: &mut Health, count: &Count, stopped: bool, max: u32) -> boo
     *count == Count::Add && health.failures >= max
 }
 
+/// Enters whether its certificate has expired while it serves. True when a renewal is to be asked for: at the `max`th pass in a
+/// row that finds it so, and every hour after that, for pg-cert-renew pauses as long after a failure.
+pub fn enter_expired(health: &mut Health, has_expired: bool, max: u32) -> bool {
+    health.expired = if has_expired { health.expired.saturating_add(1) } else { 0 };
+    health.expired.checked_sub(max).is_some_and(|passes| passes % PASSES_PER_HOUR == 0)
+}
+
 /// Says what was decided, where a person would look for it.
 pub fn tell(name: &str, count: &Count, stopped: bool, failures: u32, max: u32) {
     match count {
@@ -139,6 +149,14 @@ mod tests {
         let due: Vec<bool> = [&Count::Add, &hold, &Count::Add, &Count::Add, &hold, &Count::Add].map(&mut enter).into();
         assert_eq!(due, [false, false, false, true, false, true]);
         assert!(!enter(&Count::Reset) && !enter(&Count::Add), "it begins again");
+    }
+
+    #[test]
+    fn an_expired_certificate_is_told_on_once_an_hour_and_is_no_failure() {
+        let mut health = Health::default();
+        let asks: Vec<u32> = (1..=130).filter(|_| enter_expired(&mut health, true, 3)).collect();
+        assert_eq!((asks, health.failures), (vec![3, 63, 123], 0));
+        assert!(!enter_expired(&mut health, false, 3) && !enter_expired(&mut health, true, 3), "it begins again");
     }
 
     #[test]

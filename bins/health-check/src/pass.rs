@@ -1,6 +1,7 @@
 //! One pass over the clusters: each in a thread of its own, so that one that hangs delays no other.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use shared::pidfile::LockFile;
 use shared::state::State;
 use shared::{Error, process, standing, unit};
 
+use crate::count::Count;
 use crate::postmaster::{self, Facts};
 use crate::probe::{self, Answers, Questions};
 use crate::score::{self, Finding};
@@ -145,6 +147,12 @@ impl Pass {
         }
         let health = &mut state.value;
         outcome.is_due = count::enter(health, &count, stopped, outcome.max_failures);
+        let has_expired = count == Count::Reset && certificate::has_expired(&outcome.findings);
+        if count::enter_expired(health, has_expired, outcome.max_failures) && count::excuse(&outcome.cluster).is_none()
+        {
+            log::error!(PG_CLUSTER = outcome.cluster; "the certificate of cluster {} has expired: its renewal is due", outcome.cluster);
+            outcome.is_due = true;
+        }
         outcome.failures = health.failures;
         health.status = outcome.status;
         health.score = outcome.score;
@@ -211,9 +219,10 @@ impl Pass {
         }
         findings.push(files::judge(cluster, &last.files));
         if let Some(file) = certificate_file(cluster, &answers) {
-            let looked = certificate::look(cluster, &file);
+            let looked = shared::certificate::read(&cluster.owner, &file);
             findings.push(certificate::judge(&looked, now.wall as i64, config));
         }
+        findings.extend(certificate::judge_others(cluster, answers.identity.as_ref(), &self.config, now.wall as i64));
         let is_standby = answers.identity.as_ref().map(|identity| identity.is_standby);
         let catalog = answers.catalog.as_ref();
         findings.extend(backup::judge_all(cluster, is_standby, catalog, &mut last.backups, now, &self.config));
@@ -300,12 +309,12 @@ fn is_cold_standby(cluster: &Cluster, status: Option<&str>, answers: &Answers) -
 }
 
 /// The file with the certificate, as the running server knows it or as the files say; `None` without TLS.
-fn certificate_file(cluster: &Cluster, answers: &Answers) -> Option<String> {
+fn certificate_file(cluster: &Cluster, answers: &Answers) -> Option<PathBuf> {
     match &answers.identity {
-        Some(identity) => identity.certificate.clone().filter(|_| identity.ssl),
-        None => cluster
-            .setting("ssl")
-            .is_some_and(|ssl| ["on", "true", "yes", "1"].contains(&ssl))
-            .then(|| cluster.setting("ssl_cert_file").unwrap_or("server.crt").to_string()),
+        Some(identity) => {
+            let file = identity.certificate.as_ref().filter(|_| identity.ssl);
+            file.map(|file| cluster.data_directory.join(file))
+        }
+        None => shared::certificate::file_of(cluster),
     }
 }

@@ -3,6 +3,7 @@
 //! All of it is under one deadline. The row that is written is `pgrecovery.heartbeat` in `health.database`: one row,
 //! updated in place (no index changes, so PostgreSQL prunes the old versions on its page), which never grows.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use shared::Error;
@@ -37,7 +38,9 @@ const CANCEL_LEFTOVERS: &str = "SELECT pg_cancel_backend(pid) FROM pg_stat_activ
 // table of that name there, with a trigger that would run with the rights of this session.
 const IDENTITY: &str = "SELECT pg_backend_pid(), pg_is_in_recovery(), n.nspowner = r.oid, \
      c.relowner = r.oid AND c.relkind = 'r', current_setting('ssl'), current_setting('ssl_cert_file'), \
-     current_setting('listen_addresses') \
+     current_setting('listen_addresses'), \
+     (SELECT json_object_agg(name, setting) FROM pg_settings \
+      WHERE name IN ('ssl_ca_file', 'ssl_crl_file', 'ssl_crl_dir', 'primary_conninfo')) \
      FROM pg_roles r LEFT JOIN pg_namespace n ON n.nspname = 'pgrecovery' \
      LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = 'heartbeat' WHERE r.rolname = current_user";
 
@@ -132,6 +135,8 @@ pub struct Identity {
     pub ssl: bool,
     pub certificate: Option<String>,
     pub listen_addresses: String,
+    /// What of its settings names files whose end matters, by their names.
+    pub files: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -274,6 +279,7 @@ fn identify(row: &[Option<String>]) -> Identity {
         ssl: text(4) == Some("on"),
         certificate: text(5).map(String::from),
         listen_addresses: text(6).unwrap_or_default().into(),
+        files: text(7).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
     }
 }
 

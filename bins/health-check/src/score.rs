@@ -11,9 +11,9 @@
 //!
 //! A forecast is of class `Upkeep`: nothing has run out yet, and when it does, a check of its own costs the rest.
 //!
-//! Only critical checks of class `Service` count as failures: a full disk or an expired certificate is reported as
-//! critical as long as it lasts, but a recovery every minute would not make it better, and what is only foreseen least of
-//! all.
+//! Only critical checks of class `Service` count as failures: a full disk is reported as critical as long as it lasts, but
+//! a recovery every minute would not make it better, and what is only foreseen least of all. A certificate that has expired
+//! asks for its renewal once an hour (`count::enter_expired`).
 
 use shared::health::{Check, Status};
 
@@ -35,6 +35,7 @@ pub fn class(name: &str) -> Class {
         | "multixact_age"
         | "slots"
         | "certificate"
+        | "certificate_files"
         | "synchronous_standby"
         | "damage"
         | "files"

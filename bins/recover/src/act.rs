@@ -32,6 +32,9 @@ use crate::plan::Step;
 
 /// Crash recovery that moves is waited for this long; after that it is left to itself.
 const LONG_RECOVERY: Duration = Duration::from_secs(600);
+const CERT_RENEW: &str = "pg-cert-renew.service";
+/// An authority takes seconds, and DNS minutes; it goes on when nobody waits any more.
+const RENEWAL: Duration = Duration::from_secs(120);
 
 pub struct Actor<'a> {
     pub cluster: &'a Cluster,
@@ -63,6 +66,7 @@ impl Actor<'_> {
                 self.restore_mode()
             }
             Step::RestoreConfiguration { restore, set_aside } => self.restore_configuration(restore, set_aside),
+            Step::RenewCertificate => self.renew_certificate(),
             Step::GiveUpWal => self.give_up_wal(),
             Step::Start => self.start(memory),
         }
@@ -467,6 +471,33 @@ impl Actor<'_> {
     }
 
     /// What was recorded is no longer what a start is measured by. It is kept first, or nothing is done.
+    /// An actor of its own does it; the cluster's lock is free meanwhile.
+    fn renew_certificate(&self) -> Result<String> {
+        let began = Instant::now();
+        unit::start(CERT_RENEW)?;
+        let ended = loop {
+            let now = unit::show_one(CERT_RENEW)?;
+            if !now.job && !matches!(now.active.as_str(), "activating" | "deactivating") {
+                break now;
+            }
+            if began.elapsed() > RENEWAL {
+                let waited = RENEWAL.as_secs();
+                return Err(Error::failed(format!("{CERT_RENEW} is still at work after {waited}s, leaving it to it")));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        let see = format!("journalctl --unit {CERT_RENEW}");
+        // It may read its certificate elsewhere now.
+        let cluster = Cluster::select(self.config, &[self.cluster.name()])?.remove(0);
+        match facts::expiring(&cluster, self.config) {
+            None => Ok(format!("{CERT_RENEW} has renewed it, and seen that it is served")),
+            Some(expiring) if ended.active == "failed" => {
+                Err(Error::failed(format!("{CERT_RENEW} has failed, and {}: {see}", expiring.seen)))
+            }
+            Some(expiring) => Err(Error::failed(format!("{CERT_RENEW} has not renewed it, {}: {see}", expiring.seen))),
+        }
+    }
+
     fn give_up_wal(&self) -> Result<String> {
         let name = self.cluster.name();
         let recorded = evidence::load(&name).unwrap_or_default();

@@ -62,6 +62,10 @@ pub enum Fault {
     Mode,
     /// C1 to C5: the configuration, or the TLS key and certificate in it, does not let it start.
     Configuration(&'static str),
+    /// C6: it serves, with a certificate that has expired or is about to. Something can renew it.
+    Certificate {
+        renews: bool,
+    },
     /// T5: the same fault again, after it was helped as often within an hour as a server that runs may be disturbed.
     InTurns(&'static str),
     /// Recognised, and nothing that this program repairs.
@@ -90,6 +94,7 @@ impl Fault {
             Fault::MissingFolders => "S8",
             Fault::WalMissing => "S11",
             Fault::Mode => "S7",
+            Fault::Certificate { .. } => "C6",
             Fault::Configuration(class) | Fault::InTurns(class) | Fault::NotOurs(class) => class,
             Fault::Unknown => "unknown",
         }
@@ -121,6 +126,7 @@ impl Fault {
             Fault::MissingFolders => "folders of the data directory are missing that are empty by design",
             Fault::Mode => "the data directory has the wrong owner or mode, or something in it the wrong mode",
             Fault::Configuration(_) => "the configuration does not let it start",
+            Fault::Certificate { .. } => "its certificate has expired or is about to",
             Fault::NoRoom => "there is no room for WAL",
             Fault::ControlFile => "pg_control is missing or damaged",
             Fault::InTurns(_) => {
@@ -230,7 +236,14 @@ fn running(facts: &Facts, config: &Config, evidence: &mut Vec<String>) -> Fault 
                 evidence.push(describe_modes(facts));
                 Fault::Mode
             }
-            _ => Fault::Well,
+            _ => match &facts.certificate {
+                // It serves all who do not verify it. Wrongly diagnosed, pg-cert-renew looks and finds nothing to do.
+                Some(certificate) => {
+                    evidence.push(certificate.seen.clone());
+                    Fault::Certificate { renews: certificate.renews }
+                }
+                None => Fault::Well,
+            },
         },
         Err(Refusal::Starting(_)) if facts.moves || facts.waits_for_wal || facts.stopped_by_us => {
             let seen = match () {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::AtFlags;
 use nix::unistd::{AccessFlags, faccessat};
+use shared::certificate::{self, Left, describe_left};
 use shared::client::{self, Address, Refusal, Session, Target};
 use shared::clock::Stamp;
 use shared::cluster::Cluster;
@@ -100,6 +101,8 @@ pub struct Facts {
     pub socket_directory: Result<(), String>,
     /// Who has the port instead; only looked at when no postmaster runs.
     pub port_taken: Option<String>,
+    /// That of a server that runs, when it has expired or is about to.
+    pub certificate: Option<Expiring>,
     /// What does not keep a server that runs from running, and a person should know.
     pub warnings: Vec<String>,
     pub configuration: Configuration,
@@ -119,6 +122,26 @@ pub struct Facts {
     pub learnt: Lessons,
     /// Earlier recoveries within `watchdog.quiet` that signalled or stopped it while it ran.
     pub disturbed: u32,
+}
+
+/// A certificate of which hardly anything is left.
+#[derive(Clone, Debug)]
+pub struct Expiring {
+    pub seen: String,
+    /// pg-cert-renew may renew it.
+    pub renews: bool,
+}
+
+/// What there is to say of its certificate; `None` while enough is left, or when that cannot be told.
+pub fn expiring(cluster: &Cluster, config: &Config) -> Option<Expiring> {
+    let file = certificate::file_of(cluster)?;
+    let validity = certificate::read(&cluster.owner, &file).ok()?;
+    let now = Stamp::now().wall as i64;
+    let left = validity.left(now, config.health.certificate_warn, config.health.certificate_fail);
+    matches!(left, Left::Least | Left::Nothing).then(|| Expiring {
+        seen: format!("certificate of {}: {}", validity.subject, describe_left(validity.until - now)),
+        renews: certificate::is_renewed(&cluster.name(), &file, config),
+    })
 }
 
 /// A server that runs has lost its socket.
@@ -293,6 +316,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         asked_by_checks: asked_by_checks(cluster, config, evidence.as_ref()),
         socket_directory: socket_directory(cluster),
         port_taken: if down { port::taken(cluster) } else { None },
+        certificate: connection.is_ok().then(|| expiring(cluster, config)).flatten(),
         warnings: match (&connection, &family.postmaster) {
             (Ok(()), Some(postmaster)) => half_deaf(cluster, postmaster).into_iter().chain(foreign(cluster)?).collect(),
             _ => Vec::new(),

@@ -27,6 +27,7 @@ const MAY_REST: &[&str] = &[
     "restore-control-file",
     "restore-mode",
     "restore-configuration",
+    "renew-certificate",
 ];
 
 #[derive(Clone, Debug, Default)]

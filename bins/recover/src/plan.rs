@@ -52,6 +52,8 @@ pub enum Step {
         restore: Vec<PathBuf>,
         set_aside: Vec<PathBuf>,
     },
+    /// pg-cert-renew.service, with its own pauses, checks and proof.
+    RenewCertificate,
     /// Forget which position was flushed; the server then starts with the WAL that there is.
     GiveUpWal,
     Start,
@@ -77,6 +79,7 @@ impl Step {
             Step::RestoreControlFile => "restore-control-file",
             Step::RestoreMode => "restore-mode",
             Step::RestoreConfiguration { .. } => "restore-configuration",
+            Step::RenewCertificate => "renew-certificate",
             Step::GiveUpWal => "give-up-wal",
             Step::Start => "start",
         }
@@ -161,6 +164,7 @@ fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
         | Fault::Settling
         | Fault::StoppedOnPurpose
         | Fault::InTurns(_)
+        | Fault::Certificate { renews: false }
         | Fault::NotOurs(_)
         | Fault::Unknown => Vec::new(),
         Fault::WalMissing => {
@@ -231,6 +235,12 @@ fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
             let restore = (Step::RestoreMode, "exactly what is wrong, to what it was while it ran");
             Some(restore).into_iter().chain(Some(start).filter(|_| facts.family.postmaster.is_none())).collect()
         }
+        Fault::Certificate { renews: true } => {
+            vec![(
+                Step::RenewCertificate,
+                "pg-cert-renew checks the new one, and proves by a handshake that it is served",
+            )]
+        }
         Fault::Configuration(class) => restore(facts, class).map_or_else(Vec::new, |restore| vec![restore, start]),
     }
 }
@@ -294,7 +304,7 @@ mod tests {
 
     use super::*;
     use crate::diagnosis::diagnose;
-    use crate::facts::{Configuration, SocketLost};
+    use crate::facts::{Configuration, Expiring, SocketLost};
     use crate::learn::Lessons;
 
     fn process(pid: i32, state: char) -> Process {
@@ -347,6 +357,7 @@ mod tests {
             missing_folders: Vec::new(),
             socket_directory: Ok(()),
             port_taken: None,
+            certificate: None,
             warnings: Vec::new(),
             configuration: Configuration::default(),
             failure: None,
@@ -544,6 +555,18 @@ mod tests {
         ] {
             assert_eq!(decide(&facts, &[]), (class, vec![]));
         }
+    }
+
+    #[test]
+    fn a_certificate_that_expires_is_renewed_under_a_server_that_is_well_and_never_more() {
+        let expiring = |renews| Some(Expiring { seen: "it expired".into(), renews });
+        let well = |renews| Facts { certificate: expiring(renews), ..well() };
+        assert_eq!(decide(&well(true), &[]), ("C6", vec!["renew-certificate"]));
+        assert_eq!(decide(&well(true), &[Step::RenewCertificate]), ("C6", vec![]));
+        assert_eq!(decide(&well(false), &[]), ("C6", vec![]), "nothing says how");
+        assert_eq!(decide(&Facts { certificate: expiring(true), ..killed() }, &[]), ("P1", vec!["start"]));
+        let failed = Facts { learnt: learnt("C6", "renew-certificate", "", 5), ..well(true) };
+        assert_eq!(decide(&failed, &[]), ("C6", vec![]), "no loop");
     }
 
     #[test]

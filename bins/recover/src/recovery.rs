@@ -112,14 +112,23 @@ fn in_turn(cluster: &Cluster, config: &Config, turns: Option<&Turns>) -> Result<
 
 fn one(cluster: &Cluster, config: &Config) -> Result<Code> {
     let name = cluster.name();
-    let Some(_held) = Lock::take(&name, PATIENCE)? else {
+    match take(&name)? {
+        Some(held) => Recovery::new(cluster, config, held).run(),
+        None => Ok(Code::TempFail),
+    }
+}
+
+fn take(name: &str) -> Result<Option<Lock>> {
+    let held = Lock::take(name, PATIENCE)?;
+    if held.is_none() {
         log::info!(PG_CLUSTER = name; "another program is at work on cluster {name}, leaving it to that one");
-        return Ok(Code::TempFail);
-    };
-    Recovery::new(cluster, config).run()
+    }
+    Ok(held)
 }
 
 struct Recovery<'a> {
+    /// `None` while another program does a step.
+    held: Option<Lock>,
     /// As its configuration is now.
     cluster: Cluster,
     config: &'a Config,
@@ -138,7 +147,7 @@ struct Recovery<'a> {
 }
 
 impl<'a> Recovery<'a> {
-    fn new(cluster: &'a Cluster, config: &'a Config) -> Self {
+    fn new(cluster: &'a Cluster, config: &'a Config, held: Lock) -> Self {
         let name = cluster.name();
         let id = record::new_id(&name);
         let mut verdict = standing::verdict(&name);
@@ -157,6 +166,7 @@ impl<'a> Recovery<'a> {
             ..Record::default()
         };
         Recovery {
+            held: Some(held),
             cluster: cluster.clone(),
             config,
             name,
@@ -192,6 +202,11 @@ impl<'a> Recovery<'a> {
             match (&diagnosis.fault, next) {
                 (Fault::Well, _) if self.tried.is_empty() => return Ok(self.well()),
                 (Fault::Well, _) => return Ok(self.prove()),
+                // What was healed before it is proven for itself; the next run has the certificate.
+                (Fault::Certificate { .. }, _) if self.tried.iter().any(|step| *step != Step::RenewCertificate) => {
+                    return Ok(self.prove());
+                }
+                (Fault::Certificate { .. }, None) => return Ok(self.not_renewed(&diagnosis)),
                 (fault @ (Fault::Settling | Fault::Moving), _) if self.may_wait_for(fault) => {
                     std::thread::sleep(Duration::from_millis(100));
                 }
@@ -204,6 +219,11 @@ impl<'a> Recovery<'a> {
                     log::warn!(PG_CLUSTER = self.name, PG_FAULT = diagnosis.fault.class(), MESSAGE_ID = LEFT_ALONE;
                         "cluster {}: mode is \"observe\"; would now {}: {}", self.name, planned.step.name(), planned.why);
                     return Ok(self.finish("declined", Code::Ok));
+                }
+                (Fault::Certificate { .. }, Some(planned)) => {
+                    self.step(planned, &diagnosis, &facts);
+                    let Some(held) = take(&self.name)? else { return Ok(self.finish("failed", Code::TempFail)) };
+                    self.held = Some(held);
                 }
                 // Runs that were killed count too.
                 (_, Some(_)) if self.tried.is_empty() && self.is_spent() => return Ok(self.failed()),
@@ -250,7 +270,9 @@ impl<'a> Recovery<'a> {
         let stops = matches!(step, Step::StopFast | Step::StopImmediate | Step::KillPostmaster);
         let disturbs = step.disturbs() && facts.family.postmaster.is_some();
         let is_first = disturbs && !self.tried.iter().any(Step::disturbs);
-        if self.tried.is_empty() || stops || is_first {
+        if *step == Step::RenewCertificate {
+            self.forget();
+        } else if self.tried.is_empty() || stops || is_first {
             let verdict = &mut self.verdict.value;
             if is_first {
                 verdict.disturbed.add(Stamp::now());
@@ -279,6 +301,10 @@ impl<'a> Recovery<'a> {
         }
         log::info!(PG_CLUSTER = self.name, PG_FAULT = self.record.fault, PG_STEP = step.name(), PG_RECOVERY_ID = self.id, MESSAGE_ID = STEP;
             "cluster {}: step {} {}: {why}", self.name, self.tried.len() + 1, step.name());
+        if *step == Step::RenewCertificate {
+            // pg-cert-renew takes it.
+            self.held = None;
+        }
         let began = Instant::now();
         let outcome = actor.carry_out(step, facts, &mut self.memory);
         let ms = began.elapsed().as_millis() as u64;
@@ -288,7 +314,7 @@ impl<'a> Recovery<'a> {
         };
         log::info!(PG_CLUSTER = self.name, PG_STEP = step.name(), PG_RECOVERY_ID = self.id, MESSAGE_ID = STEP;
             "cluster {}: {} {word} after {ms}ms: {detail}", self.name, step.name());
-        if matches!(step, Step::RestoreConfiguration { .. })
+        if matches!(step, Step::RestoreConfiguration { .. } | Step::RenewCertificate)
             && let Ok(mut as_it_is_now) = Cluster::select(self.config, std::slice::from_ref(&self.name))
         {
             self.cluster = as_it_is_now.remove(0);
@@ -312,11 +338,31 @@ impl<'a> Recovery<'a> {
     /// It runs and answers, and this run has done nothing.
     fn well(mut self) -> Code {
         log::info!(PG_CLUSTER = self.name; "cluster {}: it runs and answers, nothing to do", self.name);
+        self.forget();
+        Code::Ok
+    }
+
+    /// What ailed it before is past.
+    fn forget(&mut self) {
         let past = past(&self.verdict.value);
         if self.verdict.value != past {
             self.verdict.value = past;
             self.verdict.save_or_warn();
         }
+    }
+
+    /// It runs and answers, with a certificate of which hardly anything is left. That says nothing about the server, which is
+    /// restarted for none of it: a renewal that failed keeps no recovery of the server from being tried.
+    fn not_renewed(mut self, diagnosis: &Diagnosis) -> Code {
+        let (class, seen) = (diagnosis.fault.class(), diagnosis.evidence.join("; "));
+        if let Some(tried) = self.record.steps.last() {
+            log::error!(PG_CLUSTER = self.name, PG_FAULT = class, PG_RECOVERY_ID = self.id, MESSAGE_ID = OUTCOME;
+                "cluster {}: not recovered from {class}: {}; it serves on with the one that it has", self.name, tried.why);
+            return self.finish("failed", Code::Failed);
+        }
+        let advice = meaning::of(class).map(|row| row.advice(&self.cluster)).unwrap_or_default();
+        log::warn!(PG_CLUSTER = self.name, PG_FAULT = class; "cluster {}: nothing is done: {seen}. {advice}", self.name);
+        self.forget();
         Code::Ok
     }
 

@@ -16,7 +16,7 @@ use shared::health::{self, Check, Health, SCORE, Status};
 use shared::record::Record;
 use shared::service::{Condition, Known};
 use shared::state::State;
-use shared::{deadline, pause, standing, unit};
+use shared::{deadline, pause, renewal, standing, unit};
 
 /// A result that is older says nothing about now.
 const FRESH: Duration = Duration::from_secs(180);
@@ -73,7 +73,7 @@ pub struct Seen {
     pub failures: u32,
     /// The lowest score of each half hour of the last day, the oldest first; `None` when nothing is known.
     pub day: Vec<Option<u8>>,
-    /// What is not well, and what is good to know of backups and certificates.
+    /// What is not well, and what is good to know of backups and of files that end.
     pub checks: Vec<Check>,
     pub pause: Option<String>,
     /// Why it is not meant to run, if it is not and does not.
@@ -86,6 +86,8 @@ pub struct Seen {
     pub restarts: (u32, u32, u64),
     /// The newest good base backup; as the last health check saw it where this user may not see it.
     pub backup: Option<Backup>,
+    /// The one that its server has.
+    pub certificate: Option<Certificate>,
     /// The last ones, the newest first.
     pub recoveries: Vec<Record>,
     /// All that the last health check found, and what it keeps.
@@ -105,6 +107,20 @@ pub struct Backup {
     pub proven: Option<String>,
     pub proven_s: Option<u64>,
     pub restore_s: Option<f64>,
+}
+
+/// As the last health check and pg-cert-renew saw it.
+#[derive(Debug, Default, Serialize)]
+pub struct Certificate {
+    /// Less than none, once it has expired.
+    pub left_days: f64,
+    /// When the next renewal is due; `None`: nothing here renews it, or another program says when.
+    pub renewal: Option<String>,
+    /// Until then; less than none, once it is overdue.
+    pub renewal_days: Option<i64>,
+    /// Renewals in a row that failed, and why the last one did.
+    pub failures: u32,
+    pub why: String,
 }
 
 /// One service.
@@ -190,7 +206,7 @@ fn look(cluster: &Cluster, config: &Config, records: &[Record], now: &Stamp) -> 
     let pause = pause::of(&name);
     let off = off(cluster).filter(|_| listening == Some(false));
     let is_of_interest = |check: &&Check| {
-        check.status != Status::Ok || matches!(check.name.as_str(), "backup" | "wal_stream" | "certificate")
+        check.status != Status::Ok || matches!(check.name.as_str(), "backup" | "wal_stream" | "certificate_files")
     };
     let window = config.watchdog.restart_window;
     let recoveries = records.iter().rev().filter(|record| record.cluster == name).take(RECOVERIES).cloned().collect();
@@ -208,6 +224,7 @@ fn look(cluster: &Cluster, config: &Config, records: &[Record], now: &Stamp) -> 
         manual: verdict.manual,
         attempts: (verdict.attempts, config.recover.max_attempts),
         restarts: (budget.value.restarts.within(window, now), config.watchdog.restarts, window.as_secs()),
+        certificate: certificate(&name, &health, now).filter(|_| is_fresh),
         backup: newest_backup(cluster, health.backups.newest.as_ref(), now),
         recoveries,
         health,
@@ -259,6 +276,18 @@ fn day(samples: &[(i64, u64)], now: i64) -> Vec<Option<u8>> {
         day[bucket] = Some(day[bucket].unwrap_or(100).min(score));
     }
     day
+}
+
+fn certificate(name: &str, health: &Health, now: &Stamp) -> Option<Certificate> {
+    let check = health.checks.iter().find(|check| check.name == "certificate")?;
+    let known = renewal::state(name).value;
+    Some(Certificate {
+        left_days: check.value?,
+        renewal: known.due.map(|due| Stamp { wall: due as f64, ..Stamp::default() }.rfc3339()),
+        renewal_days: known.due.map(|due| (due - now.wall as i64).div_euclid(DAY)),
+        failures: known.failures,
+        why: known.why,
+    })
 }
 
 /// `seen`: by the last health check.

@@ -237,6 +237,25 @@ pub fn text(host: &Host, sums: &Sums, format: Format) -> String {
         backups().filter_map(|(labels, backup)| Some((labels, backup.restore_s?))),
     );
 
+    let certificates =
+        || host.clusters.iter().filter_map(|seen| Some((vec![("cluster", name(seen))], seen.certificate.as_ref()?)));
+    all.add(
+        gauge("certificate_remaining_seconds", "seconds", "Time until the certificate of the server expires."),
+        certificates().map(|(labels, certificate)| (labels, certificate.left_days * 86_400.0)),
+    );
+    all.add(
+        gauge(
+            "certificate_renewal_timestamp_seconds",
+            "seconds",
+            "When its next renewal is due, in seconds since 1970; absent where nothing here renews it.",
+        ),
+        certificates().filter_map(|(labels, certificate)| Some((labels, at(certificate.renewal.as_ref()?)?))),
+    );
+    all.add(
+        gauge("certificate_renewal_failures", "", "Renewals in a row that failed."),
+        certificates().map(|(labels, certificate)| (labels, f64::from(certificate.failures))),
+    );
+
     all.add(
         gauge("restart_budget", "", "Restarts of a dead postmaster that may be made within the window."),
         of(|seen| Some(f64::from(seen.restarts.1))),

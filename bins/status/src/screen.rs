@@ -132,6 +132,22 @@ pub fn lines(seen: &Seen) -> Vec<(&'static str, Level, String)> {
         };
         lines.push((label, of, format!("{}: {}", check.name, check.message)));
     }
+    if let Some(certificate) = &seen.certificate {
+        let left = match certificate.left_days {
+            days if days < 0.0 => format!("expired {:.0} days ago", -days),
+            days => format!("{} days are left", days.floor()),
+        };
+        let renewal = match certificate.renewal_days {
+            Some(days) if days < 0 => "its renewal is overdue".into(),
+            Some(days) => format!("its renewal is due in {days} days"),
+            None => "nothing here says when it is renewed".into(),
+        };
+        let failed = match certificate.failures {
+            0 => String::new(),
+            failures => format!("; {failures} tries in a row failed: {}", certificate.why),
+        };
+        lines.push(("certificate", Level::Quiet, format!("{left}, {renewal}{failed}")));
+    }
     if let Some(backup) = &seen.backup {
         let proven = match (backup.proven_s, backup.restore_s) {
             (Some(ago), Some(took)) => {
@@ -191,7 +207,7 @@ pub fn spoken(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::facts::Backup;
+    use crate::facts::{Backup, Certificate};
 
     fn seen() -> Seen {
         Seen {
@@ -243,6 +259,13 @@ mod tests {
                 restarts: (5, 5, 600),
                 recoveries: vec![record],
                 backup: Some(backup),
+                certificate: Some(Certificate {
+                    left_days: 59.9,
+                    renewal_days: Some(30),
+                    failures: 2,
+                    why: "no network".into(),
+                    ..Certificate::default()
+                }),
                 ..seen()
             },
             false,
@@ -252,6 +275,7 @@ mod tests {
             "pg-recover reset --cluster 15/main",
             "nobody listens",
             "20261125T020000Z, 8h ago; proven 90s ago, restore takes 4s",
+            "59 days are left, its renewal is due in 30 days; 2 tries in a row failed: no network",
             "5 of 5 restarts in 10min",
             "2026-11-22T01:57:32Z P1 recovered in 0.8 s by pg-watchdog: it was  [2Jkilled",
         ] {
