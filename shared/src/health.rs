@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,8 @@ const KEPT: i64 = 3 * 86_400;
 const DENSITY: i64 = 32;
 /// Name of the score among the trends.
 pub const SCORE: &str = "score";
+/// Checks of which it is kept how long their answers took: the value of each is in milliseconds.
+pub const TIMES: [&str; 2] = ["query", "write"];
 /// Seconds; passes in quicker succession add nothing.
 const SPACING: i64 = 45;
 
@@ -55,12 +58,21 @@ pub struct Check {
     pub message: String,
 }
 
-/// How much was left of something, and when: seconds since boot, the oldest first.
+/// How much something was, and when: seconds since boot, the oldest first.
 ///
 /// `12:4096 72:4090` in the file, where one number a line would be most of it. What is torn is left out.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(from = "String", into = "String")]
 pub struct Series(pub Vec<(i64, u64)>);
+
+impl Series {
+    fn add(&mut self, at: i64, value: u64) -> &mut Vec<(i64, u64)> {
+        if self.0.last().is_none_or(|(last, _)| last.saturating_add(SPACING) <= at) {
+            self.0.push((at, value));
+        }
+        &mut self.0
+    }
+}
 
 impl From<String> for Series {
     fn from(text: String) -> Self {
@@ -78,45 +90,51 @@ impl From<Series> for String {
     }
 }
 
-/// What was left in the last days, by the names of the checks, within one boot: that clock is never set, and nobody knows
-/// for sure how much time went by between two boots.
+/// What was left in the last days, and how long answers took, by the names of the checks, within one boot: that clock is
+/// never set, and nobody knows for sure how much time went by between two boots.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
 pub struct Trends {
     boot_id: String,
     left: BTreeMap<String, Series>,
+    /// Microseconds.
+    took: BTreeMap<String, Series>,
 }
 
 impl Trends {
     /// Adds what is left now, and thins out what is old.
     pub fn note<'a>(&mut self, now: &Stamp, left: impl IntoIterator<Item = (&'a str, u64)>) {
+        self.begin(now);
         let at = now.boot as i64;
-        let newest = self.left.values().filter_map(|series| series.0.last()).map(|(at, _)| *at).max();
-        if self.boot_id != now.boot_id || newest.is_some_and(|newest| newest > at) {
-            *self = Trends { boot_id: now.boot_id.clone(), ..Trends::default() };
-        }
         for (name, left) in left {
-            let samples = &mut self.left.entry(name.into()).or_default().0;
-            if samples.last().is_none_or(|(last, _)| last + SPACING <= at) {
-                samples.push((at, left));
-            }
+            let samples = self.left.entry(name.into()).or_default().add(at, left);
             // What was so for a moment only is no part of a trend: each becomes the median of itself and its neighbours.
             if let [.., (_, before), (_, middle), (_, after)] = &mut samples[..] {
                 *middle = (*middle).clamp((*before).min(*after), (*before).max(*after));
             }
         }
-        for series in self.left.values_mut() {
-            let mut kept: Vec<(i64, u64)> = Vec::with_capacity(series.0.len());
-            for (then, left) in series.0.drain(..).filter(|(then, _)| at - then <= KEPT) {
-                match kept.last_mut() {
-                    // The least that was left is not forgotten.
-                    Some((before, least)) if then - *before < (at - then) / DENSITY => *least = left.min(*least),
-                    _ => kept.push((then, left)),
-                }
-            }
-            series.0 = kept;
+        // The least that was left is not forgotten.
+        thin(&mut self.left, at, u64::min);
+    }
+
+    /// Adds how long answers took now, and thins out what is old.
+    pub fn note_times<'a>(&mut self, now: &Stamp, took: impl IntoIterator<Item = (&'a str, Duration)>) {
+        self.begin(now);
+        let at = now.boot as i64;
+        for (name, took) in took {
+            self.took.entry(name.into()).or_default().add(at, took.as_micros().try_into().unwrap_or(u64::MAX));
         }
-        self.left.retain(|_, series| !series.0.is_empty());
+        // The longest that anybody waited is not forgotten.
+        thin(&mut self.took, at, u64::max);
+    }
+
+    /// What is from another boot goes.
+    fn begin(&mut self, now: &Stamp) {
+        let all = self.left.values().chain(self.took.values());
+        let newest = all.filter_map(|series| series.0.last()).map(|(at, _)| *at).max();
+        if self.boot_id != now.boot_id || newest.is_some_and(|newest| newest > now.boot as i64) {
+            *self = Trends { boot_id: now.boot_id.clone(), ..Trends::default() };
+        }
     }
 
     /// Of which something is known.
@@ -127,6 +145,36 @@ impl Trends {
     pub fn of(&self, name: &str) -> &[(i64, u64)] {
         self.left.get(name).map_or(&[], |series| &series.0)
     }
+
+    /// How long the answers to a check took, in microseconds.
+    pub fn times_of(&self, name: &str) -> &[(i64, u64)] {
+        self.took.get(name).map_or(&[], |series| &series.0)
+    }
+}
+
+/// Keeps the worse one of two samples that are closer together than their age allows.
+fn thin(all: &mut BTreeMap<String, Series>, now: i64, worse: fn(u64, u64) -> u64) {
+    for series in all.values_mut() {
+        let mut kept: Vec<(i64, u64)> = Vec::with_capacity(series.0.len());
+        for (at, value) in series.0.drain(..).filter(|(at, _)| now.saturating_sub(*at) <= KEPT) {
+            match kept.last_mut() {
+                Some((before, known)) if at - *before < (now - at) / DENSITY => *known = worse(*known, value),
+                _ => kept.push((at, value)),
+            }
+        }
+        series.0 = kept;
+    }
+    all.retain(|_, series| !series.0.is_empty());
+}
+
+/// Of what time each sample tells, seen from `now`: up to the next one, unless that is further away than thinning takes them
+/// apart, for then nobody looked.
+pub fn spans(samples: &[(i64, u64)], now: i64) -> impl Iterator<Item = (std::ops::Range<i64>, u64)> {
+    samples.iter().enumerate().map(move |(index, &(from, value))| {
+        let next = samples.get(index + 1).map_or(now, |next| next.0);
+        let most = now.saturating_sub(from) / DENSITY * 2 + 3 * SPACING;
+        (from..if next.saturating_sub(from) <= most { next } else { from.saturating_add(1) }, value)
+    })
 }
 
 /// The state of one cluster.
@@ -280,6 +328,21 @@ mod tests {
         assert_eq!(dipped.of("disk_data").iter().map(|(_, left)| *left).min(), Some(3));
         trends.note(&at(60 * 6000 + KEPT, "a"), [("xid_age", 1)]);
         assert!(trends.of("disk_data").is_empty() && trends.of("xid_age").len() == 1, "what is not seen any more goes");
+    }
+
+    #[test]
+    fn the_longest_wait_of_a_while_is_kept_and_one_that_was_short_is_no_less_true() {
+        let mut trends = Trends::default();
+        for minute in 0..1440 {
+            let took = if minute == 300 { 4000 } else { 2 };
+            trends.note_times(&at(60 * minute, "a"), [("query", Duration::from_millis(took))]);
+        }
+        let times = trends.times_of("query");
+        assert!(times.len() <= 200, "{}", times.len());
+        assert_eq!(times.iter().filter(|(_, took)| *took == 4_000_000).count(), 1);
+        assert!(trends.of("query").is_empty(), "no forecast is made of it");
+        trends.note_times(&at(9, "b"), []);
+        assert!(trends.times_of("query").is_empty());
     }
 
     #[test]

@@ -114,6 +114,22 @@ pub fn show(units: &[&str]) -> Result<Vec<UnitState>> {
     Ok(states)
 }
 
+/// The ActiveState of each of these units that systemd has in memory; one that is missing is inactive. One question, where
+/// [`show`] has two for each unit.
+pub fn active_states(units: &[&str]) -> Result<HashMap<String, String>> {
+    let text = call(systemctl().args(["list-units", "--all", "--full", "--plain", "--no-legend", "--"]).args(units))?;
+    Ok(listed(&text))
+}
+
+/// `NAME LOAD ACTIVE SUB DESCRIPTION`, one unit a line.
+fn listed(text: &str) -> HashMap<String, String> {
+    let line = |line: &str| {
+        let mut words = line.split_whitespace();
+        Some((words.next()?.into(), words.nth(1)?.into()))
+    };
+    text.lines().filter_map(line).collect()
+}
+
 pub fn show_one(unit: &str) -> Result<UnitState> {
     Ok(show(&[unit])?.remove(0))
 }
@@ -222,6 +238,17 @@ fn call(command: &mut Command) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn units_are_read_from_the_list() {
+        let list = listed(
+            "pg-watchdog.service loaded active running Restart what dies\npg-backup.timer masked inactive dead pg-backup.timer\n",
+        );
+        assert_eq!(
+            (list.len(), list["pg-watchdog.service"].as_str(), list["pg-backup.timer"].as_str()),
+            (2, "active", "inactive")
+        );
+    }
 
     #[test]
     fn a_killed_cluster_is_read_as_such() {

@@ -202,6 +202,34 @@ facts_on_both_suites! {
         });
         let over = messages(&host).into_iter().find(|message| message["kind"] == "over").expect("it was told");
         assert_eq!(over["severity"], "critical", "whoever got the first one gets this one too");
+
+        // Up for as long as the computer is; and the timer has been stopped for longer than it was.
+        host.sh("awk '{ $22 = 1 } 1' /proc/1/stat > /run/stat; mount --bind /run/stat /proc/1/stat");
+        let file = host.file(&format!("/var/lib/pg-recovery/health/{}.json", host.cluster().replace('/', "-")));
+        let mut health: Value = serde_json::from_str(&file.read()).expect("it is JSON");
+        for clock in ["wall", "boot"] {
+            health["at"][clock] = (health["at"][clock].as_f64().expect("a number") - 200.0).into();
+        }
+        file.write(health.to_string());
+        let screen = host.run("pg-status").stdout;
+        assert!(screen.contains("NOT CHECKED") && screen.contains("not checked  for 3min: systemctl status"), "{screen}");
+        let metrics = host.sh("pg-status --metrics");
+        assert!(metrics.contains(&format!("{{cluster=\"{}\",state=\"not checked\"}} 1\n", host.cluster())), "{metrics}");
+        let page = host.sh("exec 3<>/dev/tcp/127.0.0.1/9432; printf 'GET / HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3");
+        assert!(page.contains("<span class=\"pill warning\">not checked</span>"), "{page}");
+        // Outside of its sandbox, where systemd 252 shows another /proc/1.
+        let look_around = || host.sh("runuser -u _pg-notify -- pg-notify send");
+        let kinds_of_checks = || messages(&host).iter().filter(|one| one["about"] == "health checks").map(|one| one["kind"].to_string()).collect::<Vec<_>>();
+        host.wait_until("that is told", SOON, || {
+            look_around();
+            !kinds_of_checks().is_empty()
+        });
+        host.start_and_wait("pg-health-check.service");
+        host.wait_until("that is over", SOON, || {
+            look_around();
+            kinds_of_checks().len() == 2
+        });
+        assert_eq!(kinds_of_checks(), ["\"trouble\"", "\"over\""]);
     }
 
     fn a_unit_that_has_failed_is_told(suite: Suite) {

@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use host::{Host, facts_on_both_suites, faults};
+use host::{Browser, Host, facts_on_both_suites, faults};
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
@@ -100,7 +100,125 @@ fn lint(metrics: &str) -> String {
     format!("{}{}", String::from_utf8_lossy(&said), if output.status.success() { "" } else { "it failed" })
 }
 
+/// As if it had been watched for a day, in which its volume filled and an hour was bad.
+fn remember_a_day(host: &Host) {
+    let file = host.file(&format!("/var/lib/pg-recovery/health/{}.json", host.cluster().replace('/', "-")));
+    let mut health: Value = serde_json::from_str(&file.read()).expect("it is JSON");
+    let now = health["at"]["boot"].as_f64().expect("a number") as i64;
+    let series = |amount: &dyn Fn(i64) -> i64| {
+        let samples = (1..144).rev().map(|ago| format!("{}:{}", now - 600 * ago, amount(ago)));
+        Value::from(samples.collect::<Vec<_>>().join(" "))
+    };
+    let left = health["trends"]["left"].as_object_mut().expect("it keeps trends");
+    for (name, known) in left.iter_mut() {
+        let newest: i64 = known.as_str().and_then(|all| all.rsplit(':').next()?.parse().ok()).expect("a sample");
+        *known = match name.as_str() {
+            "score" => series(&|ago| if (50..56).contains(&ago) { 10 * (ago - 50) } else { 100 }),
+            "disk_data" => series(&|ago| newest + newest * ago / 100),
+            _ => series(&|_| newest),
+        };
+    }
+    let took = health["trends"]["took"].as_object_mut().expect("it keeps times");
+    assert!(took.contains_key("query") && took.contains_key("write"), "{took:?}");
+    for known in took.values_mut() {
+        let newest: i64 = known.as_str().and_then(|all| all.rsplit(':').next()?.parse().ok()).expect("a sample");
+        *known = series(&|ago| newest * if (48..60).contains(&ago) { 400 } else { 1 + ago % 3 });
+    }
+    file.write(health.to_string());
+}
+
+/// What a person cannot read, in a page that a browser shows: text that is too small, or too much like what is behind it
+/// (WCAG 2.2, 1.4.3), and what sticks out of the window.
+const UNREADABLE: &str = r#"(() => {
+    const found = [];
+    const part = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    const light = ([r, g, b]) => 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
+    const colour = text => text.match(/[\d.]+/g).map(Number);
+    const behind = e => {
+        for (; e; e = e.parentElement) {
+            const c = colour(getComputedStyle(e).backgroundColor);
+            if (c.length < 4 || c[3] > 0) return c;
+        }
+    };
+    const wide = document.documentElement.scrollWidth;
+    if (wide > innerWidth) found.push(`${wide} pixels in a window of ${innerWidth}`);
+    for (const e of document.querySelectorAll('body *')) {
+        const own = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+        if (!own || e.closest('title, head') || !e.getClientRects().length) continue;
+        const style = getComputedStyle(e), drawn = e instanceof SVGTextElement;
+        const said = `${e.tagName} "${e.textContent.trim().slice(0, 40)}"`;
+        const size = parseFloat(style.fontSize) * (drawn ? e.getScreenCTM().a : 1);
+        if (size < (drawn ? 9.5 : 12)) found.push(`${said} is ${size} pixels high`);
+        const [a, b] = [colour(drawn ? style.fill : style.color), behind(e)].map(light);
+        const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        if (contrast < 4.5) found.push(`${said} has a contrast of ${contrast}`);
+        const { left, right } = e.getBoundingClientRect();
+        if (left < 0 || right > innerWidth + 0.5) found.push(`${said} reaches from ${left} to ${right}`);
+    }
+    return found;
+})()"#;
+
+/// Shows a page to people with a phone and with a desk, who like it light and dark; keeps what they see as pictures.
+#[track_caller]
+fn show(browser: &mut Browser, host: &Host, path: &str, name: &str) {
+    for (width, is_phone) in [(390, true), (1280, false)] {
+        for scheme in ["dark", "light"] {
+            browser.be(width, is_phone, scheme);
+            browser.go(&format!("http://127.0.0.1:9432{path}"));
+            browser.picture(&format!("{}-{name}-{width}-{scheme}", host.suite().name()));
+            assert_eq!(browser.look(UNREADABLE), Value::Array(Vec::new()), "{path}, {scheme}, {width}");
+            let shade = browser.look("Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])");
+            assert_eq!(shade.as_u64().is_some_and(|shade| shade < 128), scheme == "dark", "{path}: {shade}");
+        }
+    }
+}
+
 facts_on_both_suites! {
+    fn in_a_browser_a_person_sees_how_it_is_and_is_led_to_the_story(host: Host) {
+        host.wait_until_settled();
+        // A service that nobody has, for how that looks.
+        host.configure("[[service]]\nname = \"shop\"\nrestart = \"never\"\n");
+        host.sh("systemctl reload pg-watchdog");
+        host.start_and_wait("pg-health-check.service");
+        host.sh("systemctl stop pg-health-check.timer pg-health-check.service");
+        remember_a_day(&host);
+        host.sh("systemctl start pg-health-check.timer");
+        host.start_and_wait("pg-health-check.service");
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_until("it is healed", SOON, || host.recoveries().len() == 1);
+        host.wait_until_accepting(SOON);
+        let record = host.recoveries().remove(0);
+        let id = record["id"].as_str().expect("an id");
+
+        let mut browser = Browser::start(&host);
+        show(&mut browser, &host, "/", "page");
+        let plots = browser.look(
+            "[...document.querySelectorAll('svg')].map(svg => { const r = svg.getBoundingClientRect(); \
+             return r.width > 250 && r.height > 90 ? svg.getAttribute('aria-label') : 'too small' })",
+        );
+        let plots = plots.to_string();
+        for plot in ["Health score", "Latency", "Recoveries", "left on the volume of data"] {
+            assert!(plots.contains(plot), "{plot}: {plots}");
+        }
+        let drawn = browser.look("['rect.bad', 'circle.good', 'path.other', 'path.ahead'].map(s => document.querySelectorAll(s).length)");
+        assert!(drawn.as_array().is_some_and(|all| all.iter().all(|count| count.as_u64() > Some(0))), "{drawn}");
+        let requests = browser.look("performance.getEntriesByType('resource').map(r => r.name)");
+        assert_eq!(requests, serde_json::json!(["http://127.0.0.1:9432/style.css"]), "nothing from anywhere else");
+
+        // By the dot on the time line, and by the list.
+        for way in ["svg a", "ol.recoveries a"] {
+            browser.go("http://127.0.0.1:9432/");
+            browser.click(way);
+            assert_eq!(browser.look("location.pathname"), format!("/recovery/{id}"), "{way}");
+        }
+        let told = browser.look("document.body.innerText").to_string();
+        for part in [host.cluster().as_str(), "recovered", "What it saw", "was killed by signal 9", "How it ended"] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        show(&mut browser, &host, &format!("/recovery/{id}"), "story");
+        show(&mut browser, &host, "/recoveries", "recoveries");
+    }
+
     fn a_recovery_is_on_the_page_with_its_story_and_in_the_figures(host: Host) {
         host.wait_until_settled();
         host.start_and_wait("pg-health-check.service");

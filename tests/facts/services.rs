@@ -7,7 +7,8 @@ use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// A small HTTP service. What it answers with is in a file beside it: a status, or `database` for one that needs it.
+/// A small HTTP service. What it answers with is in a file beside it: a status, or `database` for one that needs it; and with
+/// `deaf` it goes on without listening.
 const SERVER: &str = r#"
 use strict; use IO::Socket::INET;
 my ($port, $name) = @ARGV;
@@ -19,6 +20,7 @@ while (my $client = $listen->accept) {
     if ($status eq "database") {
         $status = system("timeout 2 psql -XAtqc 'SELECT 1' postgres >/dev/null 2>&1") == 0 ? 200 : 500;
     }
+    if ($status eq "deaf") { close $listen; sleep }
     print $client "HTTP/1.1 $status x\r\nContent-Length: 5\r\nConnection: close\r\n\r\nshop\n";
     close $client;
 }
@@ -70,25 +72,28 @@ fn pid(host: &Host, name: &str) -> String {
 
 facts_on_both_suites! {
     fn a_service_that_dies_or_hangs_or_answers_500_is_restarted_within_35_seconds(host: Host) {
-        let names = ["dies", "hangs", "fails"];
+        let names = ["dies", "hangs", "fails", "deaf"];
         for (name, port) in names.into_iter().zip(8081..) {
             serve(&host, name, port, "200", "");
         }
-        configure(&host, &names.into_iter().zip(8081..).map(|(name, port)| section(name, port, "")).collect::<String>());
+        let http: String = names.into_iter().zip(8081..).take(3).map(|(name, port)| section(name, port, "")).collect();
+        configure(&host, &(http + "[[service]]\nname = \"deaf\"\ntcp = \"127.0.0.1:8084\"\n"));
         names.iter().for_each(|name| wait_for(&host, name, "ok"));
         let before = names.map(|name| pid(&host, name));
         let began = Instant::now();
-        host.sh("systemctl kill --kill-whom=main --signal=KILL dies; systemctl kill --signal=STOP hangs; echo 500 > /srv/fails");
+        host.sh("systemctl kill --kill-whom=main --signal=KILL dies; systemctl kill --signal=STOP hangs; echo 500 > /srv/fails; \
+                 echo deaf > /srv/deaf; (echo > /dev/tcp/127.0.0.1/8084); \
+                 while (: < /dev/tcp/127.0.0.1/8084) 2>/dev/null; do sleep 0.1; done; echo 200 > /srv/deaf");
         let is_other = |index: usize| !["0", before[index].as_str()].contains(&pid(&host, names[index]).as_str());
-        host.wait_until("each is another process", SOON, || (0..3).all(is_other));
+        host.wait_until("each is another process", SOON, || (0..4).all(is_other));
         let took = began.elapsed();
         // And what a busy computer adds.
         assert!(took < Duration::from_secs(35 + 5), "{took:?}");
         host.sh("echo 200 > /srv/fails");
         names.iter().for_each(|name| wait_for(&host, name, "ok"));
-        host.wait_until("each is on record", SOON, || host.recoveries().len() >= 3);
+        host.wait_until("each is on record", SOON, || host.recoveries().len() >= 4);
         let records = host.recoveries();
-        for (name, fault) in names.into_iter().zip(["A1", "A2", "A2"]) {
+        for (name, fault) in names.into_iter().zip(["A1", "A2", "A2", "A2"]) {
             let record = records.iter().find(|one| one["cluster"] == format!("service/{name}")).expect("a record");
             assert_eq!((&record["fault"], &record["outcome"]), (&fault.into(), &"recovered".into()), "{record:#}");
             host.sh(&format!("pg-recover explain {}", record["id"].as_str().expect("an id")));
@@ -106,12 +111,12 @@ facts_on_both_suites! {
         host.file("/usr/local/bin/told").write("#!/bin/sh\ncat >> /var/lib/pg-recovery/notify/told\necho >> /var/lib/pg-recovery/notify/told\n");
         host.sh("chmod 755 /usr/local/bin/told");
         serve(&host, "shop", 8081, "200", "");
-        let rule = "critical = true\nrestarts = 2\nrestart_window = \"30s\"\ncool_down = \"25s\"\n\
-                    escalate_command = [\"/usr/bin/touch\", \"/run/escalated\"]\n";
-        configure(&host, &format!(
+        let rule = "critical = true\nrestarts = 2\nrestart_window = \"30s\"\ncool_down = \"25s\"\n";
+        let with = |last_resort: &str| configure(&host, &format!(
             "[notify]\ncalm = \"5s\"\n[[notify.channel]]\nname = \"told\"\nkind = \"exec\"\ncommand = [\"/usr/local/bin/told\"]\n\
-             severity = \"critical\"\n{}", section("shop", 8081, &format!("{QUICK}{rule}"))
+             severity = \"critical\"\n{}", section("shop", 8081, &format!("{QUICK}{rule}{last_resort}"))
         ));
+        with("escalate_command = [\"/usr/bin/touch\", \"/run/escalated\"]\n");
         host.start_and_wait("pg-notify@test.service");
         wait_for(&host, "shop", "ok");
         let restarts = || host.journal_of("pg-watchdog").count("restarting shop.service");
@@ -125,9 +130,13 @@ facts_on_both_suites! {
         host.wait_until("it was looked at again", SOON, || status(&host, "shop")["checked_s"].as_u64().is_some_and(|s| s < 3));
         assert!(restarts() == 2 || began.elapsed() > Duration::from_secs(20), "{}", host.journal_of("pg-watchdog"));
         assert_eq!(host.run("runuser -u nobody -- pg-status services --reset shop").status, 77);
+        host.file("/etc/systemd/system/repair.service").write("[Service]\nExecStart=/usr/bin/touch /run/repaired\n");
+        host.sh("systemctl daemon-reload");
+        with("escalate_unit = \"repair.service\"\n");
         host.sh("pg-status services --reset shop");
         host.wait_until("it is tried again", SOON, || restarts() == 4);
         wait_for(&host, "shop", "needs you");
+        host.wait_until("the other last resort is tried", SOON, || host.file("/run/repaired").exists());
         let of_shop = || {
             let told = host.run("cat /var/lib/pg-recovery/notify/told").stdout;
             let all: Vec<Value> = told.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();

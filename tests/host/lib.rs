@@ -5,6 +5,7 @@
 
 mod authority;
 mod book;
+mod browser;
 mod cluster;
 mod disk;
 mod file;
@@ -23,6 +24,7 @@ pub mod faults;
 
 pub use authority::{Authority, Issued};
 pub use book::{Book, Entry, Status, Tally, monotonic_ms};
+pub use browser::Browser;
 pub use cluster::Cluster;
 pub use disk::Disk;
 pub use file::File;

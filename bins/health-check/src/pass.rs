@@ -157,6 +157,15 @@ impl Pass {
         health.status = outcome.status;
         health.score = outcome.score;
         health.trends.note(&now, [(health::SCORE, outcome.score.into())]);
+        let times = outcome
+            .findings
+            .iter()
+            .map(|finding| &finding.check)
+            .filter(|check| health::TIMES.contains(&check.name.as_str()));
+        health.trends.note_times(
+            &now,
+            times.filter_map(|check| Some((check.name.as_str(), Duration::from_secs_f64(check.value? / 1000.0)))),
+        );
         health.checks = outcome.findings.iter().map(|f| f.check.clone()).collect();
         health.at = now;
         count::tell(&outcome.cluster, &count, stopped, outcome.failures, outcome.max_failures);

@@ -12,7 +12,7 @@ use shared::clock::{Stamp, uptime};
 use shared::cluster::Cluster;
 use shared::config::Config;
 use shared::counter::Counter;
-use shared::health::{self, Check, Health, SCORE, Status};
+use shared::health::{self, Check, Health, SCORE, Status, spans};
 use shared::record::Record;
 use shared::service::{Condition, Known};
 use shared::state::State;
@@ -180,19 +180,15 @@ pub fn gather(clusters: &[Cluster], config: &Config, records: &[Record], units: 
 
 /// Those that do not run although they should, or have failed; what is asked is systemd, which takes a while.
 pub fn units() -> Vec<(String, String)> {
-    let states = unit::show(&UNITS.map(|(name, _)| name)).map_err(|why| why.message);
-    match states {
-        Ok(states) => UNITS
-            .iter()
-            .zip(states)
-            .filter(|((_, runs), state)| {
-                let is_off = state.is_masked() || !matches!(state.file_state.as_str(), "enabled" | "enabled-runtime");
-                state.active == "failed" || *runs && state.active != "active" && !is_off
-            })
-            .map(|((name, _), state)| (name.to_string(), state.active))
-            .collect(),
-        Err(why) => vec![("systemd".into(), why)],
-    }
+    let states = match unit::active_states(&UNITS.map(|(name, _)| name)) {
+        Ok(states) => states,
+        Err(why) => return vec![("systemd".into(), why.message)],
+    };
+    let is_off = |name: &str| unit::is_masked_by_link(name) || !unit::is_enabled_by_link(name, "pg-recovery.target");
+    let state = |name: &str| states.get(name).map_or("inactive", String::as_str);
+    let is_ill =
+        |(name, runs): &&(&str, bool)| state(name) == "failed" || *runs && state(name) != "active" && !is_off(name);
+    UNITS.iter().filter(is_ill).map(|(name, _)| (name.to_string(), state(name).into())).collect()
 }
 
 fn look(cluster: &Cluster, config: &Config, records: &[Record], now: &Stamp) -> Seen {
@@ -217,7 +213,10 @@ fn look(cluster: &Cluster, config: &Config, records: &[Record], now: &Stamp) -> 
         score: health.score,
         checked_s: checked.map(|age| age.as_secs()),
         failures: health.failures,
-        day: day(health.trends.of(SCORE), now.boot as i64),
+        day: day(health.trends.of(SCORE), now.boot as i64, u64::min)
+            .into_iter()
+            .map(|score| score.map(|score| score.min(100) as u8))
+            .collect(),
         checks: if is_fresh { health.checks.iter().filter(is_of_interest).cloned().collect() } else { Vec::new() },
         pause,
         off,
@@ -266,14 +265,16 @@ fn listens(cluster: &Cluster) -> Option<bool> {
     }
 }
 
-/// The lowest score of each half hour up to `now`, seconds since boot.
-fn day(samples: &[(i64, u64)], now: i64) -> Vec<Option<u8>> {
-    let mut day = vec![None; BUCKETS];
+/// The worst of each half hour up to `now`, seconds since boot.
+pub fn day(samples: &[(i64, u64)], now: i64, worst: fn(u64, u64) -> u64) -> Vec<Option<u64>> {
+    let mut day: Vec<Option<u64>> = vec![None; BUCKETS];
     let length = DAY / BUCKETS as i64;
-    for (at, score) in samples.iter().filter(|(at, _)| (0..DAY).contains(&(now - at))) {
-        let bucket = BUCKETS - 1 - ((now - at) / length) as usize;
-        let score = u8::try_from(*score).unwrap_or(100);
-        day[bucket] = Some(day[bucket].unwrap_or(100).min(score));
+    let begin = now - DAY;
+    for (span, value) in spans(samples, now).filter(|(span, _)| span.end > begin && span.start <= now) {
+        let bucket = |at: i64| ((at.max(begin + 1) - begin - 1) / length) as usize;
+        for slot in &mut day[bucket(span.start)..=bucket(span.end - 1).min(BUCKETS - 1)] {
+            *slot = Some(slot.map_or(value, |known| worst(known, value)));
+        }
     }
     day
 }
@@ -328,7 +329,20 @@ mod tests {
     #[test]
     fn a_day_is_the_lowest_score_of_each_half_hour() {
         let now = 200_000;
-        let day = day(&[(now - DAY, 1), (now - DAY + 1, 90), (now - 1700, 40), (now - 60, 100), (now + 5, 0)], now);
+        let samples = [(now - DAY - 9000, 1), (now - DAY + 1, 90), (now - 1700, 40), (now - 60, 100), (now + 5, 0)];
+        let day = day(&samples, now, u64::min);
         assert_eq!((day.len(), day[0], day[1], day[47]), (48, Some(90), None, Some(40)));
+    }
+
+    #[test]
+    fn what_was_thinned_out_leaves_no_gap_and_what_was_not_looked_at_does() {
+        let mut trends = shared::health::Trends::default();
+        for minute in (0..3000).filter(|minute| !(2000..2120).contains(minute)) {
+            let now = Stamp { boot: 60.0 * f64::from(minute), boot_id: "a".into(), ..Stamp::default() };
+            trends.note(&now, [(SCORE, 100)]);
+        }
+        let day = day(trends.of(SCORE), 60 * 2999 + 30, u64::min);
+        let gaps: Vec<usize> = (0..BUCKETS).filter(|bucket| day[*bucket].is_none()).collect();
+        assert_eq!(gaps, [15, 16, 17]);
     }
 }

@@ -52,6 +52,11 @@ fn document(title: &str, refresh: bool, main: Markup) -> String {
     page.into_string()
 }
 
+/// For people: `2026-11-26 13:34:56 UTC`
+fn moment(rfc3339: &str) -> Markup {
+    html! { time datetime=(rfc3339) { (rfc3339.replacen('T', " ", 1).replacen('Z', " UTC", 1)) } }
+}
+
 fn host() -> String {
     nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
@@ -59,7 +64,7 @@ fn host() -> String {
 pub fn overview(sight: &Sight) -> String {
     let shown = &sight.host;
     let main = html! {
-        p.summary { (summary(shown)) " " time.quiet { "as of " (shown.at) } }
+        h1.summary { (summary(shown)) " " small { "as of " (moment(&shown.at)) } }
         @if let Some(mistake) = &shown.mistake {
             p.bad { "The configuration cannot be used: " (mistake) ". What was configured before is in force." }
         }
@@ -79,10 +84,7 @@ pub fn overview(sight: &Sight) -> String {
 
 fn summary(host: &Host) -> String {
     let is = |level| host.clusters.iter().filter(|seen| of_state(&seen.state) == level).count();
-    let clusters = match host.clusters.len() {
-        1 => "1 cluster".to_string(),
-        all => format!("{all} clusters"),
-    };
+    let all = host.clusters.len();
     let ill = host.services.iter().filter(|served| of_state(served.state) == Level::Bad).count();
     match (is(Level::Bad), is(Level::Warning)) {
         _ if host.clusters.is_empty() && host.services.is_empty() => "Nothing to watch.".into(),
@@ -90,8 +92,10 @@ fn summary(host: &Host) -> String {
         (0, _) if ill > 1 => format!("{ill} services are in trouble."),
         (0, 0) if host.units.is_empty() && host.mistake.is_none() => "All is well.".into(),
         (0, 0) => "All clusters are well; what watches them is not.".into(),
-        (0, some) => format!("{some} of {clusters} {} a look.", if some == 1 { "needs" } else { "need" }),
-        (bad, _) => format!("{bad} of {clusters} {} in trouble.", if bad == 1 { "is" } else { "are" }),
+        (0, _) if all == 1 => "The cluster needs a look.".into(),
+        (_, _) if all == 1 => "The cluster is in trouble.".into(),
+        (0, some) => format!("{some} of {all} clusters {} a look.", if some == 1 { "needs" } else { "need" }),
+        (bad, _) => format!("{bad} of {all} clusters {} in trouble.", if bad == 1 { "is" } else { "are" }),
     }
 }
 
@@ -107,7 +111,7 @@ fn services(services: &[Served]) -> Markup {
                             tr {
                                 th scope="row" { (served.service) }
                                 td { span.pill.(class(of_state(served.state))) { (served.state) } }
-                                td { (of_service(served)) @if !served.why.is_empty() { br; (served.why) } }
+                                td.words { (of_service(served)) @if !served.why.is_empty() { br; (served.why) } }
                             }
                         }
                     }
@@ -141,6 +145,7 @@ fn cluster(seen: &Seen, sight: &Sight) -> Markup {
             }
             div.plots {
                 (plot::score(seen))
+                @if let Some(latency) = plot::latency(seen) { (latency) }
                 (plot::recoveries(&records, now))
                 @for volume in plot::volumes(seen) { (volume) }
             }
@@ -157,7 +162,7 @@ fn list<'a>(records: impl Iterator<Item = &'a Record>, with_cluster: bool) -> Ma
         ol.recoveries {
             @for record in records {
                 li {
-                    a href=(format!("/recovery/{}", record.id)) { time { (record.started) } }
+                    a href=(format!("/recovery/{}", record.id)) { (moment(&record.started)) }
                     " " span.pill.(class(of_outcome(&record.outcome))) { (record.outcome) }
                     @if with_cluster { " " b { (record.cluster) } }
                     " " (record.fault) ", " (story::spoken(record.downtime_ms)) ", by " (record.detected_by)
@@ -219,7 +224,7 @@ pub fn story(sight: &Sight, id: &str) -> Option<String> {
     let main = html! {
         h1 { (record.cluster) ": " (record.fault) " " span.pill.(class(of_outcome(&record.outcome))) { (record.outcome) } }
         p {
-            (record.detected_by) " found that cluster " b { (record.cluster) } " was not well at " time { (record.started) } ". "
+            (record.detected_by) " found that cluster " b { (record.cluster) } " was not well at " (moment(&record.started)) ". "
             "It took " b { (story::spoken(record.downtime_ms)) }
             @if let Some(target) = target(record) { " (" (target) ")" } "."
         }

@@ -2,12 +2,13 @@
 
 use std::fmt::Write;
 
-use maud::{Markup, html};
+use maud::{Markup, Render, html};
 use shared::clock;
+use shared::health::TIMES;
 use shared::record::Record;
 use shared::story;
 
-use crate::facts::Seen;
+use crate::facts::{Seen, day};
 use crate::page::class;
 use crate::screen::{of_outcome, spoken};
 
@@ -25,12 +26,12 @@ const MOST: usize = 300;
 /// Of a forecast, in seconds: what is further away is no news.
 const AHEAD: f64 = 4.0 * 86_400.0;
 
-/// A title, labels of the heights and of the widths, each from 0 to 1, and what is drawn.
-fn frame(title: &str, heights: &[(f64, String)], widths: &[(f64, String)], drawn: Markup) -> Markup {
+/// A name, a title that may have colours, labels of the heights and of the widths, each from 0 to 1, and what is drawn.
+fn frame(name: &str, title: impl Render, heights: &[(f64, String)], widths: &[(f64, String)], drawn: Markup) -> Markup {
     html! {
         figure {
             figcaption { (title) }
-            svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(title) {
+            svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(name) {
                 @for (at, label) in heights {
                     line.grid x1=(LEFT) x2=(RIGHT) y1=(y(*at)) y2=(y(*at)) {}
                     text x=(LEFT - 5.0) y=(y(*at) + 3.5) text-anchor="end" { (label) }
@@ -69,7 +70,7 @@ pub fn score(seen: &Seen) -> Markup {
         @for (index, score) in seen.day.iter().enumerate() {
             @let left = x(index as f64 / count) + 0.5;
             @let width = tenth((RIGHT - LEFT) / count - 1.0);
-            @let ago = spoken(((count - index as f64) * 1800.0) as u64);
+            @let ago = ago(index, count);
             @match score {
                 // At least so high that it is seen.
                 Some(score) => {
@@ -83,7 +84,22 @@ pub fn score(seen: &Seen) -> Markup {
         }
     };
     let heights = labels([(0.0, "0"), (0.5, "50"), (1.0, "100")]);
-    frame("Health score, last 24 hours", &heights, &labels([(0.0, "24 h ago"), (0.5, "12 h"), (1.0, "now")]), bars)
+    let title = "Health score, last 24 hours";
+    frame(title, title, &heights, &of_a_day(), bars)
+}
+
+fn of_a_day() -> [(f64, String); 3] {
+    labels([(0.0, "24 h ago"), (0.5, "12 h"), (1.0, "now")])
+}
+
+/// Of one of so many parts of a day.
+fn ago(index: usize, count: f64) -> String {
+    spoken(((count - index as f64) / count * 86_400.0) as u64)
+}
+
+/// Seconds since boot.
+fn now(seen: &Seen) -> i64 {
+    seen.health.at.boot as i64 + seen.checked_s.unwrap_or_default() as i64
 }
 
 pub fn of_score(score: u8) -> &'static str {
@@ -91,6 +107,53 @@ pub fn of_score(score: u8) -> &'static str {
         90.. => "good",
         50.. => "warning",
         _ => "bad",
+    }
+}
+
+/// How long a client waited for what the health checks asked: the longest of each half hour of the last day.
+pub fn latency(seen: &Seen) -> Option<Markup> {
+    // From a tenth of a millisecond to ten seconds, in powers of ten.
+    let height = |us: u64| (us.max(1) as f64 / 100.0).log10() / 5.0;
+    let now = now(seen);
+    let of = |name: &str| day(seen.health.trends.times_of(name), now, u64::max);
+    let [query, write] = TIMES.map(of);
+    let count = query.len() as f64;
+    let (mut lines, mut known) = ([String::new(), String::new()], 0);
+    for (line, day) in lines.iter_mut().zip([&query, &write]) {
+        for (index, us) in day.iter().enumerate() {
+            let Some(us) = us else { continue };
+            known += 1;
+            let begins = index == 0 || day[index - 1].is_none();
+            let (left, right, y) = (x(index as f64 / count), x((index + 1) as f64 / count), y(height(*us)));
+            let _ = write!(line, "{}{left} {y}H{right}", if begins { 'M' } else { 'L' });
+        }
+    }
+    let drawn = html! {
+        path.line d=(lines[0]) {}
+        path.line.other d=(lines[1]) {}
+        @for (index, pair) in query.iter().zip(&write).enumerate().filter(|(_, pair)| *pair != (&None, &None)) {
+            rect.hover x=(x(index as f64 / count)) y=(TOP) width=(tenth((RIGHT - LEFT) / count)) height=(BOTTOM - TOP) {
+                title {
+                    @for (name, us) in [("query", pair.0), ("commit", pair.1)] {
+                        @if let Some(us) = us { (name) " " (milliseconds(*us)) ", " }
+                    }
+                    (ago(index, count)) " ago"
+                }
+            }
+        }
+    };
+    let heights = [(1000, "1 ms"), (10_000, "10 ms"), (100_000, "100 ms"), (1_000_000, "1 s"), (10_000_000, "10 s")]
+        .map(|(us, label)| (height(us), label.to_string()));
+    let title = html! { "Latency, last 24 hours: " span.line { "a query" } ", " span.other { "a commit" } };
+    (known > 0).then(|| frame("Latency, last 24 hours", title, &heights, &of_a_day(), drawn))
+}
+
+/// `0.8 ms`, `12 ms`, `1.5 s`
+fn milliseconds(us: u64) -> String {
+    match us {
+        0..10_000 => format!("{:.1} ms", us as f64 / 1e3),
+        10_000..1_000_000 => format!("{} ms", us / 1000),
+        _ => format!("{:.1} s", us as f64 / 1e6),
     }
 }
 
@@ -115,13 +178,14 @@ pub fn recoveries(records: &[&Record], now: i64) -> Markup {
     let heights = [(100, "0.1 s"), (1000, "1 s"), (10_000, "10 s"), (120_000, "2 min"), (3_600_000, "1 h")]
         .map(|(ms, label)| (height(ms), label.to_string()));
     let days = labels([(0.0, "7 days ago"), (4.0 / 7.0, "3 days"), (1.0, "now")]);
-    frame("Recoveries, last 7 days, by time without service", &heights, &days, dots)
+    let title = "Recoveries, last 7 days, by time without service";
+    frame(title, title, &heights, &days, dots)
 }
 
 /// What was left of each volume in the last days, and how that goes on.
 pub fn volumes(seen: &Seen) -> Vec<Markup> {
     let trends = &seen.health.trends;
-    let now = seen.health.at.boot as i64 + seen.checked_s.unwrap_or_default() as i64;
+    let now = now(seen);
     let names = trends.names().filter(|name| name.starts_with("disk_"));
     names.filter_map(|name| volume(name, trends.of(name), forecast(seen, name), now)).collect()
 }
@@ -164,7 +228,7 @@ fn volume(name: &str, samples: &[(i64, u64)], ends: Option<f64>, now: i64) -> Op
     }
     let heights = [(0.0, "0".into()), (0.5, bytes(most / 2.0)), (1.0, bytes(most))];
     let title = format!("{} left on the volume of {}", bytes(*left as f64), name.trim_start_matches("disk_"));
-    Some(frame(&title, &heights, &widths, drawn))
+    Some(frame(&title, &title, &heights, &widths, drawn))
 }
 
 /// `512 MB`, `1.5 GB`

@@ -123,6 +123,11 @@ pub fn lines(seen: &Seen) -> Vec<(&'static str, Level, String)> {
     } else if seen.listening == Some(false) {
         lines.push(("socket", Level::Bad, "nobody listens there".into()));
     }
+    if let Some(seconds) = seen.checked_s.filter(|_| !seen.is_fresh) {
+        let ago = spoken(seconds);
+        let text = format!("for {ago}: systemctl status pg-health-check.timer pg-health-check.service");
+        lines.push(("not checked", Level::Warning, text));
+    }
     for check in &seen.checks {
         let (label, of) = match check.status {
             Status::Critical => ("critical", Level::Bad),
@@ -216,6 +221,7 @@ mod tests {
             listening: Some(true),
             score: 100,
             checked_s: Some(12),
+            is_fresh: true,
             day: vec![None, Some(0), Some(50), Some(100)],
             restarts: (0, 5, 600),
             attempts: (0, 3),
@@ -231,6 +237,12 @@ mod tests {
     fn a_healthy_cluster_is_one_line() {
         assert_eq!(screen(seen(), false), "15/main      OK          score 100, checked 12s ago   ▁▄█\n");
         assert_eq!(screen(seen(), true).matches("\x1b[32m").count(), 1);
+    }
+
+    #[test]
+    fn nobody_who_looks_is_told() {
+        let text = screen(Seen { checked_s: Some(240), is_fresh: false, ..seen() }, false);
+        assert!(text.contains("  not checked  for 4min: systemctl status pg-health-check.timer"), "{text}");
     }
 
     #[test]
