@@ -146,6 +146,34 @@ grep -q '200 OK' <&3
 echo "$1 $2" >> /srv/hook.log
 "#;
 
+/// Deactivates the account that is in the only file of this folder (RFC 8555, 7.3.6), by hand.
+const REVOKE: &str = r#"set -e
+cd /srv && cat /var/lib/pg-recovery/cert-renew/acme/* > account
+field() { perl -ne "print \$1 if /\"$1\":\s*\"([^\"]*)\"/" account; }
+coded() { base64 -w0 | tr '+/' '-_' | tr -d =; }
+ask() { timeout 20 openssl s_client -quiet -connect 127.0.0.1:14000 2>/dev/null; }
+url=$(field id)
+field key_pkcs8 | tr '_-' '/+' | perl -0pe '$_ .= "=" x (-length($_) % 4)' | base64 -d | openssl pkey -inform DER -out account.pem
+nonce=$(printf 'HEAD /nonce-plz HTTP/1.0\r\n\r\n' | ask | perl -ne 'print $1 if /^replay-nonce: (\S+)/i')
+protected=$(printf '{"alg":"ES256","kid":"%s","nonce":"%s","url":"%s"}' "$url" "$nonce" "$url" | coded)
+payload=$(printf '{"status":"deactivated"}' | coded)
+# Of the two numbers that a signature is, 32 bytes each.
+signature=$(printf '%s.%s' "$protected" "$payload" | openssl dgst -sha256 -sign account.pem | openssl asn1parse -inform DER |
+    perl -ne 'print pack "H64", substr "0" x 64 . $1, -64 if /INTEGER +:([0-9A-F]+)/' | coded)
+body=$(printf '{"protected":"%s","payload":"%s","signature":"%s"}' "$protected" "$payload" "$signature")
+head='Host: localhost:14000\r\nUser-Agent: fact\r\nConnection: close\r\nContent-Type: application/jose+json'
+printf "POST %s HTTP/1.1\r\n$head\r\nContent-Length: %s\r\n\r\n%s" "/${url#https://*/}" ${#body} "$body" |
+    ask | tee answer | grep -q '"status": *"deactivated"' || { cat answer; false; }"#;
+
+/// A renewal is not had for this reason, and the old certificate is served on.
+#[track_caller]
+fn refused(host: &Host, old: &str, why: &str) -> String {
+    let output = host.run("pg-cert-renew --force");
+    assert!(output.stderr.contains(why), "{why}: {output}");
+    assert_eq!(served(host, "127.0.0.1:5432"), old, "{why}");
+    output.stderr
+}
+
 /// Every file that gets a key was made for its owner alone, and every folder for one.
 #[track_caller]
 fn assert_keys_are_private(trace: &str) {
@@ -189,14 +217,9 @@ facts_on_both_suites! {
         assert_eq!((suggests(&host), known(&host)["failures"].as_u64()), (suite == Suite::Trixie, Some(0)), "{}", known(&host));
         assert_eq!(served(&host, address), second, "there is time");
 
-        let refused = |why: &str| {
-            let output = host.run("pg-cert-renew --force");
-            assert!(output.stderr.contains(why), "{why}: {output}");
-            assert_eq!(served(&host, address), second, "{why}");
-        };
         // The name leads to another host.
         resolve_to(&host, "127.0.0.9");
-        refused("does not believe that this host is pg.example.test");
+        refused(&host, &second, "does not believe that this host is pg.example.test");
         resolve_to(&host, "127.0.0.1");
         // The clock is a day behind, and a day ahead.
         faults::h1_clock_jump::prepare(&host);
@@ -217,20 +240,20 @@ facts_on_both_suites! {
         assert_eq!(output.stderr.contains("its authority asks for it"), suite == Suite::Trixie, "{output}");
         assert_eq!(served(&host, address) != second, suite == Suite::Trixie, "{output}");
         let second = served(&host, address);
-        let refused = |why: &str| {
-            let output = host.run("pg-cert-renew --force");
-            assert!(output.stderr.contains(why), "{why}: {output}");
-            assert_eq!(served(&host, address), second, "{why}");
-        };
+        // Its account is revoked; a new one is made where a person says so.
+        host.sh(REVOKE);
+        refused(&host, &second, "without /var/lib/pg-recovery/cert-renew/acme/");
+        host.sh("rm -r /var/lib/pg-recovery/cert-renew/acme; pg-cert-renew --force");
+        let second = served(&host, address);
         // The authority is down for a day: the old one stays, and tries become rarer.
         host.sh("systemctl stop authority");
-        refused("onnect");
+        refused(&host, &second, "onnect");
         let tries = host.file(&format!("/var/lib/pg-recovery/cert-renew/{}-main.json", host.version()));
         assert!(tries.read().contains("\"failures\": 1"), "{}", tries.read());
         // It comes back without its accounts.
         host.sh("systemctl stop dns");
         start_authority(&host);
-        refused("without /var/lib/pg-recovery/cert-renew/acme/");
+        refused(&host, &second, "without /var/lib/pg-recovery/cert-renew/acme/");
         assert!(tries.read().contains("\"failures\": 2"), "{}", tries.read());
         // A new account, where a person says so.
         host.sh("rm -r /var/lib/pg-recovery/cert-renew/acme; pg-cert-renew --force");
@@ -490,12 +513,7 @@ facts_on_both_suites! {
             host.psql("SELECT pg_reload_conf()");
             host.wait_until("the server has it", SOON, || host.psql(&format!("SHOW {setting}")) == value);
         };
-        let refused = |why: &str| {
-            let output = host.run("pg-cert-renew --force");
-            assert!(output.stderr.contains(why), "{why}: {output}");
-            assert_eq!(served(&host, address), snakeoil, "{why}");
-            output.stderr
-        };
+        let refused = |why: &str| refused(&host, &snakeoil, why);
         set("ssl_passphrase_command", "/bin/false", "ssl_passphrase_command = '/bin/false'\n");
         refused("keeps its key encrypted");
         set("ssl_passphrase_command", "", "");

@@ -470,7 +470,6 @@ impl Actor<'_> {
         Ok(told.join(", "))
     }
 
-    /// What was recorded is no longer what a start is measured by. It is kept first, or nothing is done.
     /// An actor of its own does it; the cluster's lock is free meanwhile.
     fn renew_certificate(&self) -> Result<String> {
         let began = Instant::now();
@@ -498,6 +497,7 @@ impl Actor<'_> {
         }
     }
 
+    /// What was recorded is no longer what a start is measured by. It is kept first, or nothing is done.
     fn give_up_wal(&self) -> Result<String> {
         let name = self.cluster.name();
         let recorded = evidence::load(&name).unwrap_or_default();
