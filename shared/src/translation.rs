@@ -14,6 +14,8 @@ use crate::cluster::Cluster;
 use crate::{meaning, server_log};
 
 const FOLDER: &str = "/usr/share/locale";
+/// Bytes of its own that a translated message has: `%s: %s` fits everything.
+const LEAST: usize = 8;
 
 /// A translated message and the original, each cut at its arguments.
 struct Template {
@@ -62,9 +64,8 @@ impl Translation {
         let errors =
             libc.iter().filter(|(id, text)| meaning::is_looked_for(id) && !id.contains('%') && !text.is_empty());
         let template = |(original, translated): &(String, String)| {
-            let is_of_use = meaning::is_looked_for(original) || original.ends_with("%m");
-            (is_of_use && !translated.is_empty() && original != translated)
-                .then(|| Template { translated: Format::parse(translated), original: Format::parse(original) })
+            let template = Template { translated: Format::parse(translated), original: Format::parse(original) };
+            (template.translated.own() >= LEAST).then_some(template)
         };
         Translation {
             marks: server_log::marks().filter_map(mark).collect(),
@@ -83,7 +84,9 @@ impl Translation {
         let Some((prefix, _, message)) = server_log::parts(&marked) else { return marked };
         let mark = &marked[prefix.len()..marked.len() - message.len()];
         let message = self.errors.iter().fold(message.to_owned(), |message, (own, error)| message.replace(own, error));
-        let original = self.templates.iter().find_map(|template| {
+        let fits = |template: &&Template| template.translated.arguments_of(&message).is_some();
+        let original = self.templates.iter().filter(fits).max_by_key(|template| template.translated.own());
+        let original = original.and_then(|template| {
             let arguments = template.translated.arguments_of(&message)?;
             template.original.with(&template.translated.arguments, &arguments)
         });
@@ -93,10 +96,8 @@ impl Translation {
 
 /// The log of this cluster in English.
 pub fn english<'a>(cluster: &Cluster, log: &'a str) -> Cow<'a, str> {
-    match Translation::of(cluster) {
-        Some(translation) if !log.is_empty() => Cow::Owned(translation.english(log)),
-        _ => Cow::Borrowed(log),
-    }
+    let translation = if log.is_empty() { None } else { Translation::of(cluster) };
+    translation.map_or(Cow::Borrowed(log), |translation| Cow::Owned(translation.english(log)))
 }
 
 impl Format {
@@ -120,6 +121,11 @@ impl Format {
         }
         texts.last_mut().expect("there is always one").push_str(rest);
         Format { texts, arguments }
+    }
+
+    /// How many bytes of it are not arguments.
+    fn own(&self) -> usize {
+        self.texts.iter().map(String::len).sum()
     }
 
     /// What stands in the places of its arguments, in their order in `message`.
@@ -184,6 +190,9 @@ mod tests {
             ("invalid page in block %u of relation %s", "ungültige Seite in Block %u von Relation %s"),
             ("lock file \"%s\" already exists", "Sperrdatei »%s« existiert bereits"),
             ("file \"%s\" has wrong ownership by %d", "%2$d besitzt Datei »%1$s«"),
+            ("%s: %s", "%s: %s"),
+            ("could not write: %s", "konnte nicht %s"),
+            ("received immediate shutdown request", "sofortiges Herunterfahren verlangt"),
         ]);
         Translation::from(
             &server,
@@ -208,6 +217,10 @@ mod tests {
             ),
             ("1 UTC [7] a@b FEHLER:  was niemand kennt", "1 UTC [7] a@b ERROR:  was niemand kennt"),
             ("1 UTC [7] a@b ANWEISUNG:  SELECT 'FATAL:  x'", "1 UTC [7] a@b STATEMENT:  SELECT 'FATAL:  x'"),
+            (
+                "1 UTC [7] LOG:  sofortiges Herunterfahren verlangt",
+                "1 UTC [7] LOG:  received immediate shutdown request",
+            ),
             ("no prefix at all", "no prefix at all"),
         ] {
             assert_eq!(german().english(said), format!("{english}\n"));

@@ -606,6 +606,23 @@ facts_on_both_suites! {
         let told = host.file("/var/lib/pg-recovery/notify/own").read();
         let about = |line: &&str| line.contains("\"kind\":\"trouble\"") && line.contains("clients.crt") && line.contains("critical");
         assert_eq!(told.lines().filter(about).count(), 1, "{told}");
+
+        // Who signs is down. That is nobody's night while there is time, and somebody's when there is not.
+        put(authority.root(), &authority.revocation_list(-1, 30));
+        let unit = "pg-cert-renew.service";
+        let failing = |days: i64| {
+            offer(&host, &authority.issue(&NAMES, days - 365, days));
+            host.sh("rm -f /srv/broken; pg-cert-renew --force; echo the authority is down > /srv/broken");
+            host.start_and_wait(unit).success()
+        };
+        assert!(failing(110));
+        host.journal_of("pg-cert-renew").says("the authority is down").says("good for long enough, trying again later");
+        assert!(!failing(20));
+        host.wait_until("it is told", SOON, || {
+            let told = host.file("/var/lib/pg-recovery/notify/own").read();
+            let about = |line: &&str| line.contains("\"kind\":\"trouble\"") && line.contains("critical") && line.contains(unit);
+            told.lines().filter(about).count() == 1
+        });
     }
 
     fn what_certbot_renews_is_served_within_a_minute(suite: Suite) {
