@@ -205,11 +205,7 @@ facts_on_both_suites! {
         alone(&host);
         faults::p1_postmaster_killed::inject(&host);
         host.wait_for_state(&host.unit(), "failed", SOON);
-        // As dpkg does: a lock by fcntl on its lock file.
-        let perl = "use Fcntl; open F, '>', '/var/lib/dpkg/lock'; my $lock = pack('s s x4 q q i x4', F_WRLCK, 0, 0, 0, 0); fcntl(F, F_SETLK, $lock) or die; sleep 600";
-        host.file("/locker.pl").write(perl);
-        let locker = host.run_as_unit("locker", "root", "exec perl /locker.pl");
-        host.wait_until("the lock is held", SOON, || host.run(&format!("grep -q 'POSIX.* {locker} ' /proc/locks")).success());
+        faults::o1_package_manager::inject(&host);
         leaves_it_alone(&host, "while the package manager runs");
         // apt waits for a recovery when it removes this package: what that recovery has stopped it must start again.
         let state = serde_json::json!({"version": 1, "serial": 1, "stopped_by_us": true, "at": later(&host)});

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use host::{Host, facts_on_both_suites, faults};
+use host::{Host, Signal, facts_on_both_suites, faults};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -154,6 +154,15 @@ facts_on_both_suites! {
         let kinds: Vec<_> = of_shop().iter().map(|one| one["kind"].to_string()).collect();
         assert_eq!(kinds, ["\"trouble\"", "\"over\""], "{:#?}", of_shop());
         assert!(of_shop()[0]["subject"].to_string().contains("needs you: service shop was restarted 2 times"), "{:#?}", of_shop());
+        // A reboot forgives nothing, and what goes down with the host is not brought back.
+        let long = format!("{QUICK}restarts = 2\nrestart_window = \"1h\"\ncool_down = \"1h\"\n");
+        configure(&host, &section("shop", 8081, &long));
+        host.sh("pg-status services --reset shop; echo 500 > /srv/shop");
+        wait_for(&host, "shop", "needs you");
+        host.reboot();
+        host.wait_until("it was looked at again", SOON, || status(&host, "shop")["checked_s"].as_u64().is_some_and(|s| s < 3));
+        wait_for(&host, "shop", "needs you");
+        assert_eq!(host.run("journalctl --quiet --boot --identifier pg-watchdog | grep 'restarting shop'").stdout, "");
     }
 
     fn no_service_is_restarted_for_its_database_and_what_went_down_with_it_is_started_after_it(host: Host) {
@@ -228,6 +237,20 @@ facts_on_both_suites! {
         assert_eq!((host.state_of("shop.service").as_str(), host.state_of("sulky.service").as_str()), ("failed", "failed"));
         host.sh("pg-recover resume");
         wait_for(&host, "shop", "ok");
+        let sections = |mode: &str| {
+            configure(&host, &format!("mode = \"{mode}\"\n{}[[service]]\nname = \"sulky\"\n{QUICK}", section("shop", 8081, QUICK)));
+        };
+        let why_not = |why: &str| host.wait_until(why, SOON, || status(&host, "shop")["why"].to_string().contains(why));
+        sections("observe");
+        host.sh("systemctl kill --signal=KILL shop");
+        host.wait_for_journal("pg-watchdog", "service shop", SOON);
+        why_not("is only observed; else it would be restarted now");
+        let locker = faults::o1_package_manager::inject(&host);
+        sections("heal");
+        why_not("is left alone while the package manager runs");
+        assert_eq!(host.journal_of("pg-watchdog").count("restarting shop.service"), 1);
+        host.signal(locker, Signal::SIGTERM);
+        wait_for(&host, "shop", "ok");
         host.sh("systemctl kill --signal=KILL sulky; systemctl reset-failed sulky");
         host.sh("systemctl stop shop");
         wait_for(&host, "shop", "off");
@@ -236,7 +259,7 @@ facts_on_both_suites! {
         assert_ne!(host.state_of("shop.service"), "active");
         assert_ne!(host.state_of("sulky.service"), "active");
         assert_eq!(host.journal_of("pg-watchdog").count("restarting sulky.service"), 0);
-        assert_eq!(host.journal_of("pg-watchdog").count("restarting shop.service"), 1);
+        assert_eq!(host.journal_of("pg-watchdog").count("restarting shop.service"), 2);
     }
 
     fn a_unit_is_adopted_when_that_is_confirmed_and_given_back_and_a_section_that_is_wrong_changes_nothing(host: Host) {

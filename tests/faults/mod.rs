@@ -34,6 +34,7 @@ pub mod l9_no_standby;
 pub mod m1_oom_killer;
 pub mod m2_memory_pressure;
 pub mod o1_operator_off;
+pub mod o1_package_manager;
 pub mod o3_standby;
 pub mod o4_patroni;
 pub mod o5_data_directory_in_use;
