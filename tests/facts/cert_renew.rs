@@ -604,7 +604,7 @@ facts_on_both_suites! {
             host.start_and_wait("pg-notify@test.service");
         }
         let told = host.file("/var/lib/pg-recovery/notify/own").read();
-        let about = |line: &&str| line.contains("\"kind\":\"trouble\"") && line.contains("clients.crt") && line.contains("critical");
+        let about = |line: &&str| line.contains("\"kind\":\"trouble\"") && line.contains("certificate_files") && line.contains("critical");
         assert_eq!(told.lines().filter(about).count(), 1, "{told}");
 
         // Who signs is down. That is nobody's night while there is time, and somebody's when there is not.
