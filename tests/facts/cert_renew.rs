@@ -630,6 +630,19 @@ facts_on_both_suites! {
             let about = |line: &&str| line.contains("\"kind\":\"trouble\"") && line.contains("critical") && line.contains(unit);
             told.lines().filter(about).count() == 1
         });
+
+        // An hour goes by, two, and one more: the pauses grow.
+        let tries = || known(&host)["failures"].as_u64().expect("a number");
+        let file = host.file(&format!("/var/lib/pg-recovery/cert-renew/{}-main.json", host.version()));
+        for (hours, failures) in [(0.0, 1), (1.05, 2), (1.05, 2), (1.0, 3), (2.1, 3), (2.0, 4)] {
+            let mut known = known(&host);
+            for clock in ["wall", "boot"] {
+                known["at"][clock] = (known["at"][clock].as_f64().expect("a number") - 3600.0 * hours).into();
+            }
+            file.write(known.to_string());
+            assert!(!host.start_and_wait(unit).success(), "it is no less true while it waits");
+            assert_eq!(tries(), failures, "{hours}");
+        }
     }
 
     fn what_certbot_renews_is_served_within_a_minute(suite: Suite) {

@@ -53,7 +53,7 @@ pub fn decide(facts: &Facts, configured: Option<&Certificate>, config: &Config, 
     };
     match (plan, &facts.served) {
         (Plan::Renew(why), _) => match facts.wait.filter(|_| !force) {
-            Some(wait) => Plan::Leave(format!(
+            Some(wait) => Plan::Tell(format!(
                 "{why}; {} failed, the next is in {}min",
                 if facts.failures == 1 { "one try".into() } else { format!("{} tries in a row", facts.failures) },
                 wait.as_secs().div_ceil(60)
@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(plan(&facts(Ok(own(3000))), &config, false), "renew: it is signed by itself");
         assert!(plan(&facts(Err("torn".into())), &config, false).starts_with("renew: torn"));
         let waits = Facts { failures: 2, wait: Some(Duration::from_secs(7000)), ..facts(Ok(issued(9))) };
-        assert!(plan(&waits, &config, false).starts_with("leave: 9 days are left; 2 tries in a row failed"));
+        assert!(plan(&waits, &config, false).starts_with("tell: 9 days are left; 2 tries in a row failed"));
         assert!(plan(&waits, &config, true).starts_with("renew: "));
     }
 
