@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use tokio::net::TcpStream;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::{TlsConnect, TlsStream};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::cluster::Cluster;
@@ -157,19 +159,32 @@ pub type Rows = Vec<Vec<Option<String>>>;
 impl Session {
     /// Connects and logs in within `patience`.
     pub async fn connect(target: &Target, patience: Duration) -> Result<Session, Refusal> {
-        match tokio::time::timeout(patience, Self::log_in(target)).await {
+        Self::connect_over(target, patience, NoTls).await
+    }
+
+    /// The same with TLS where the server has it; on its socket it never has.
+    pub async fn connect_over<T>(target: &Target, patience: Duration, tls: T) -> Result<Session, Refusal>
+    where
+        T: TlsConnect<TcpStream>,
+        T::Stream: Send + 'static,
+    {
+        match tokio::time::timeout(patience, Self::log_in(target, tls)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Refusal::Timeout),
         }
     }
 
-    async fn log_in(target: &Target) -> Result<Session, Refusal> {
+    async fn log_in<T>(target: &Target, tls: T) -> Result<Session, Refusal>
+    where
+        T: TlsConnect<TcpStream>,
+        T::Stream: Send + 'static,
+    {
         let mut config = tokio_postgres::Config::new();
         config
             .user(&target.role)
             .dbname(&target.database)
             .application_name(target.application_name)
-            .ssl_mode(tokio_postgres::config::SslMode::Disable);
+            .ssl_mode(tokio_postgres::config::SslMode::Prefer);
         if let Some(password) = &target.password {
             config.password(password);
         }
@@ -179,24 +194,21 @@ impl Session {
                 Self::start(config.connect_raw(stream, NoTls).await)
             }
             Address::Tcp(host, port) => {
-                let stream =
-                    tokio::net::TcpStream::connect((host.as_str(), *port)).await.map_err(|e| match e.kind() {
-                        std::io::ErrorKind::ConnectionRefused => Refusal::Refused,
-                        _ => Refusal::Broken(e.to_string()),
-                    })?;
-                Self::start(config.connect_raw(stream, NoTls).await)
+                let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|e| match e.kind() {
+                    std::io::ErrorKind::ConnectionRefused => Refusal::Refused,
+                    _ => Refusal::Broken(e.to_string()),
+                })?;
+                Self::start(config.connect_raw(stream, tls).await)
             }
         }
     }
 
-    fn start<S>(
-        connected: Result<
-            (Client, tokio_postgres::Connection<S, tokio_postgres::tls::NoTlsStream>),
-            tokio_postgres::Error,
-        >,
+    fn start<S, T>(
+        connected: Result<(Client, tokio_postgres::Connection<S, T>), tokio_postgres::Error>,
     ) -> Result<Session, Refusal>
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+        T: TlsStream + Unpin + Send + 'static,
     {
         let (client, connection) = connected.map_err(|e| Refusal::from_error(&e))?;
         // Its errors come back from the queries.

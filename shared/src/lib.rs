@@ -41,6 +41,7 @@ pub mod state;
 pub mod story;
 pub mod tally;
 pub mod terminals;
+pub mod tls;
 pub mod tls_store;
 pub mod translation;
 pub mod unit;

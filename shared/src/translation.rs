@@ -79,6 +79,11 @@ impl Translation {
         log.lines().map(|line| self.line(line) + "\n").collect()
     }
 
+    fn has(&self, message: &str, words: &str) -> bool {
+        let mut templates = self.templates.iter().filter(|template| template.original.texts == [words]);
+        templates.any(|template| message.contains(&template.translated.texts[0]))
+    }
+
     fn line(&self, line: &str) -> String {
         let marked = self.marks.iter().fold(line.to_owned(), |line, (own, mark)| line.replace(own, mark));
         let Some((prefix, _, message)) = server_log::parts(&marked) else { return marked };
@@ -92,6 +97,11 @@ impl Translation {
         });
         format!("{prefix}{mark}{}", original.unwrap_or(message))
     }
+}
+
+/// Whether `message` has these words of the server in it, as they are or in its language. They are words without arguments.
+pub fn has(cluster: &Cluster, message: &str, words: &str) -> bool {
+    message.contains(words) || Translation::of(cluster).is_some_and(|translation| translation.has(message, words))
 }
 
 /// The log of this cluster in English.
@@ -193,6 +203,7 @@ mod tests {
             ("%s: %s", "%s: %s"),
             ("could not write: %s", "konnte nicht %s"),
             ("received immediate shutdown request", "sofortiges Herunterfahren verlangt"),
+            ("no encryption", "keine Verschlüsselung"),
         ]);
         Translation::from(
             &server,
@@ -225,6 +236,13 @@ mod tests {
         ] {
             assert_eq!(german().english(said), format!("{english}\n"));
         }
+    }
+
+    #[test]
+    fn words_are_found_within_a_message() {
+        assert!(german().has("kein Eintrag für Benutzer »a«, keine Verschlüsselung", "no encryption"));
+        assert!(!german().has("kein Eintrag für Benutzer »a«, SSL-Verschlüsselung", "no encryption"));
+        assert!(!german().has("keine Verschlüsselung", "SSL encryption"));
     }
 
     #[test]

@@ -471,6 +471,14 @@ facts_on_both_suites! {
         host.configure(&format!("{CALM}[backup]\nbudget = \"{budget}B\"\nkeep_min = 1\n"));
         host.sh("pg-backup expire");
         assert_eq!(backups(&host).iter().map(id).collect::<Vec<_>>(), [id(&newest())], "all of a chain goes at once");
+        // A promotion begins another history.
+        host.configure(CALM);
+        host.sh(&format!("touch {}/standby.signal; systemctl restart {}", host.data_directory(), host.unit()));
+        host.wait_until_accepting(SOON);
+        assert_eq!(host.psql("SELECT pg_promote()"), "t");
+        let output = host.run("pg-backup now");
+        assert!(output.success() && output.stderr.contains("timeline"), "{output}");
+        assert!(newest()["kind"] == "full" && newest()["good"] == true, "{}", newest());
     }
 
     fn a_backup_holds_up_neither_a_restart_nor_a_recovery_and_leaves_nothing_when_it_fails(suite: Suite) {

@@ -257,6 +257,26 @@ facts_on_both_suites! {
         host.sh(&format!("echo wrong > {CREDENTIAL}"));
         assert_eq!((pass(&host), failures(&host)), (2, 0), "no recovery would mend a password");
         assert_check(&judged(&host), "application_login", "critical", "password authentication failed");
+        host.sh(&format!("echo secret > {CREDENTIAL}"));
+
+        // As its rules want it, encrypted or not; a rule that is missing is no question of encryption.
+        let rules = host.file(&format!("{}/pg_hba.conf", host.configuration_directory()));
+        let (as_it_was, nobody) = (rules.read(), "host app app all reject\n");
+        host.psql("ALTER SYSTEM SET ssl_ca_file = '/etc/ssl/certs/ssl-cert-snakeoil.pem'");
+        for (rule, status, says) in [
+            ("hostssl app app samehost scram-sha-256\n", "ok", "role app can log in"),
+            ("hostnossl app app samehost scram-sha-256\n", "ok", "role app can log in"),
+            ("", "critical", "rejects connection"),
+            ("hostssl app app samehost cert\n", "unknown", "wants a certificate of role app"),
+        ] {
+            rules.write(format!("{rule}{nobody}{as_it_was}"));
+            let loaded = || host.psql("SELECT pg_conf_load_time()");
+            let before = loaded();
+            host.psql("SELECT pg_reload_conf()");
+            host.wait_until("the rules are in force", SOON, || loaded() != before);
+            pass(&host);
+            assert_check(&judged(&host), "application_login", status, says);
+        }
         host.journal_of("pg-health-check").does_not_say("secret");
     }
 

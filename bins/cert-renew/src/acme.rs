@@ -31,11 +31,11 @@ use shared::client::runtime;
 use shared::clock::Stamp;
 use shared::config::{Certificate, Challenge};
 use shared::point::sha256;
-use shared::{Error, Result, command, state};
+use shared::{Error, Result, command, state, tls};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 
-use crate::pair::{Chain, Pair, provider};
+use crate::pair::{Chain, Pair};
 use crate::source::{Wish, generate};
 
 /// An authority looks several times, from several places, and DNS takes its time.
@@ -108,13 +108,13 @@ impl Client {
     fn new(roots: Option<&Path>, later: Later) -> Result<Client, String> {
         let builder = HttpsConnectorBuilder::new();
         let builder = match roots {
-            None => builder.with_provider_and_platform_verifier(provider()).map_err(|e| e.to_string())?,
+            None => builder.with_provider_and_platform_verifier(tls::provider()).map_err(|e| e.to_string())?,
             Some(file) => {
                 let mut store = RootCertStore::empty();
                 for root in CertificateDer::pem_file_iter(file).map_err(|e| e.to_string())? {
                     store.add(root.map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
                 }
-                let config = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+                let config = ClientConfig::builder_with_provider(tls::provider()).with_safe_default_protocol_versions();
                 let config = config.map_err(|e| e.to_string())?.with_root_certificates(store);
                 builder.with_tls_config(config.with_no_client_auth())
             }

@@ -1,11 +1,10 @@
 //! A key with its certificate: what it is, and everything that may be wrong with it before a server sees it.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
@@ -162,10 +161,6 @@ impl Anchors {
             CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(|e| bad(&e))?;
         Ok(Anchors { certificates, place: file.display().to_string() })
     }
-}
-
-pub fn provider() -> Arc<CryptoProvider> {
-    Arc::new(ring::default_provider())
 }
 
 fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, String> {

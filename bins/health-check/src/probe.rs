@@ -10,8 +10,11 @@ use shared::Error;
 use shared::client::{Address, Refusal, Session, Target, retry};
 use shared::cluster::Cluster;
 use shared::config::{Application, Health};
-use shared::meaning;
 use shared::pidfile::PidFile;
+use shared::{meaning, tls, translation};
+use tokio::net::TcpStream;
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::catalog::{self, Catalog};
 use crate::files::{self, Survey};
@@ -189,7 +192,8 @@ pub async fn ask(questions: &Questions) -> Answers {
         tokio::spawn(async move { Session::connect(&target, patience).await.map(drop) })
     };
     let tcp: Vec<_> = questions.tcp.iter().map(|target| (host_of(target), knock(target))).collect();
-    let application = questions.application.as_ref().map(knock);
+    let application = questions.application.clone();
+    let application = application.map(|target| tokio::spawn(async move { log_in(&target, patience).await }));
     let mut answers = converse(questions).await;
     let lost = |e: tokio::task::JoinError| Err(Refusal::Broken(e.to_string()));
     for (host, task) in tcp {
@@ -199,6 +203,26 @@ pub async fn ask(questions: &Questions) -> Answers {
         answers.application = Some(task.await.unwrap_or_else(lost));
     }
     answers
+}
+
+/// As clients do unless told otherwise (sslmode=prefer of libpq): with TLS where there is any, without where that is refused.
+async fn log_in(target: &Target, patience: Duration) -> Result<(), Refusal> {
+    let (config, _) = tls::any_server();
+    let mut tls = MakeRustlsConnect::new(config);
+    let host = match &target.address {
+        Address::Tcp(host, _) => host.as_str(),
+        Address::Socket(..) => "",
+    };
+    let deadline = Instant::now() + patience;
+    let tls =
+        MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls, host).map_err(|e| Refusal::Broken(e.to_string()))?;
+    match Session::connect_over(target, patience, tls).await {
+        Err(refused @ Refusal::NotAllowed(_)) => {
+            let rest = deadline.saturating_duration_since(Instant::now());
+            Session::connect(target, rest).await.map(drop).map_err(|_| refused)
+        }
+        outcome => outcome.map(drop),
+    }
 }
 
 fn host_of(target: &Target) -> String {
@@ -337,7 +361,9 @@ pub fn judge(answers: &Answers, cluster: &Cluster, config: &Health, refused: Opt
     let has_socket = cluster.setting("unix_socket_directories") != Some("");
     let mut findings = vec![judge_socket(&answers.connect, has_socket, config)];
     findings.extend(judge_tcp(answers, cluster.setting("listen_addresses")));
-    findings.push(judge_login(answers.application.as_ref(), refused, config));
+    let wants_certificate =
+        |why: &str| translation::has(cluster, why, "connection requires a valid client certificate");
+    findings.push(judge_login(answers.application.as_ref(), refused, wants_certificate, config));
     findings.extend(answers.query.as_ref().map(|query| judge_query(query, config)));
     findings.extend(answers.write.as_ref().map(judge_write));
     findings.extend(judge_synchronous(answers));
@@ -406,7 +432,13 @@ fn judge_tcp(answers: &Answers, configured: Option<&str>) -> Option<Finding> {
 }
 
 /// `refused`: why there is no password to try it with. That the role cannot log in is not said by that.
-fn judge_login(login: Option<&Result<(), Refusal>>, refused: Option<&Error>, config: &Health) -> Finding {
+/// `wants_certificate`: whether that is why the server refuses.
+fn judge_login(
+    login: Option<&Result<(), Refusal>>,
+    refused: Option<&Error>,
+    wants_certificate: impl Fn(&str) -> bool,
+    config: &Health,
+) -> Finding {
     let name = "application_login";
     let role = config.application.as_ref().map_or("?", |a| a.role.as_str());
     if let Some(why) = refused {
@@ -419,9 +451,8 @@ fn judge_login(login: Option<&Result<(), Refusal>>, refused: Option<&Error>, con
         Some(Err(Refusal::NotAllowed(text))) if text == "a password is wanted" => {
             Finding::ok(name, format!("skipped, the server wants a password of role {role} and there is no credential"))
         }
-        // This client does not encrypt: pg_hba.conf rules of type hostssl are not for it.
-        Some(Err(Refusal::NotAllowed(text))) if text.contains("no encryption") || text.contains("SSL off") => {
-            Finding::unknown(name, format!("the server wants TLS of role {role}, which this check does not speak"))
+        Some(Err(Refusal::NotAllowed(text))) if wants_certificate(text) => {
+            Finding::unknown(name, format!("the server wants a certificate of role {role}, and this check has none"))
         }
         Some(Err(refusal)) => Finding::critical(name, format!("role {role} cannot log in: {refusal}")),
     }
@@ -591,14 +622,17 @@ mod tests {
             application: Some(Application { role: "app".into(), database: "app".into(), host: None }),
             ..Health::default()
         };
-        let status = |login: Result<(), Refusal>| judge_login(Some(&login), None, &config).check.status;
+        let status = |login: Result<(), Refusal>| {
+            judge_login(Some(&login), None, |why| why.contains("certificate"), &config).check.status
+        };
         let denied = |text: &str| Err(Refusal::NotAllowed(text.into()));
         assert_eq!(status(Ok(())), Status::Ok);
         assert_eq!(status(denied("a password is wanted")), Status::Ok);
         assert_eq!(status(denied("FATAL: password authentication failed for user \"app\"")), Status::Critical);
-        assert_eq!(status(denied("FATAL: no pg_hba.conf entry for host \"::1\", no encryption")), Status::Unknown);
+        assert_eq!(status(denied("FATAL: no pg_hba.conf entry for host \"::1\", SSL encryption")), Status::Critical);
+        assert_eq!(status(denied("FATAL: connection requires a valid client certificate")), Status::Unknown);
         let refused = Error::config("cannot use it").hint("Run: chmod 600 it");
-        let finding = judge_login(None, Some(&refused), &config);
+        let finding = judge_login(None, Some(&refused), |_| false, &config);
         assert_eq!((finding.check.status, finding.escalates), (Status::Unknown, false));
         assert!(finding.check.message.ends_with("not tried: cannot use it. Run: chmod 600 it"));
     }
