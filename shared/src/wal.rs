@@ -5,7 +5,7 @@
 //! with the checks of src/backend/access/transam/xlogreader.c: system identifier of each segment, page addresses, record
 //! lengths, CRC-32C of each record (access/xlogrecord.h, access/xlog_internal.h). Nothing is written.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -196,6 +196,27 @@ fn read_at(source: &mut dyn Source, buffer: &mut [u8], at: u64) -> io::Result<()
     source.read_exact(buffer)
 }
 
+/// Whether all segments in `pg_wal` that were written to, and at least one, are of the cluster with this system identifier.
+pub fn is_of(pg_wal: &Path, system_identifier: u64) -> io::Result<bool> {
+    let mut found = false;
+    for entry in fs::read_dir(pg_wal)? {
+        let name = entry?.file_name();
+        if name.len() != 24 || !name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit) {
+            continue;
+        }
+        let mut header = [0; LONG_PAGE_HEADER as usize];
+        read_at(&mut open(&pg_wal.join(name))?, &mut header, 0)?;
+        // One that was only made beforehand is all zeros.
+        if u16_at(&header, 0) != 0 {
+            if u64_at(&header, SHORT_PAGE_HEADER as usize) != system_identifier {
+                return Ok(false);
+            }
+            found = true;
+        }
+    }
+    Ok(found)
+}
+
 /// `000000010000000000000003` (access/xlog_internal.h, XLogFileName).
 pub fn segment_name(timeline: u32, number: u64, segment_size: u64) -> String {
     let per_id = 0x1_0000_0000 / segment_size;
@@ -299,6 +320,25 @@ mod tests {
         for end in [START, START + 41, ends[0], ends[7] + 5, last - 1, last] {
             assert_eq!(check(&folder, &control(), Lsn(end)), Ok(()), "{end}");
         }
+    }
+
+    #[test]
+    fn wal_tells_whose_it_is() {
+        let folder = written("whose", &wal(&payloads()).0);
+        let ours = control().system_identifier;
+        assert!(is_of(&folder, ours).unwrap() && !is_of(&folder, ours + 1).unwrap());
+        // Neither one that nothing was written to yet nor what is no segment says anything.
+        for (name, content) in [(segment_name(1, 9, SEGMENT), [0; 100]), ("00000002.history".into(), [7; 100])] {
+            std::fs::write(folder.join(name), content).unwrap();
+        }
+        assert!(is_of(&folder, ours).unwrap());
+        std::fs::write(folder.join(segment_name(1, 10, SEGMENT)), [7; 100]).unwrap();
+        assert!(!is_of(&folder, ours).unwrap(), "one that is another's is enough");
+        std::fs::remove_file(folder.join(segment_name(1, 10, SEGMENT))).unwrap();
+        for number in 3..9 {
+            let _ = std::fs::remove_file(folder.join(segment_name(1, number, SEGMENT)));
+        }
+        assert!(!is_of(&folder, ours).unwrap(), "nothing says whose it is");
     }
 
     #[test]

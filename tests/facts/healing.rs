@@ -356,11 +356,12 @@ facts_on_both_suites! {
     /// What `tests/soak` found not to be healed, or not as it should be.
     fn faults_on_top_of_each_other_are_healed_and_nothing_forbidden_is_done(host: Host) {
         for names in [
-            ["pid of postmaster.pid given to another process", "postmaster.pid emptied under a running server"],
-            ["postmaster.pid emptied under a running server", "backend killed"],
-            ["pg_control lost with the power", "wrong mode of the data directory, and a restart"],
+            &["pid of postmaster.pid given to another process", "postmaster.pid emptied under a running server"][..],
+            &["postmaster.pid emptied under a running server", "backend killed"],
+            &["pg_control lost with the power", "wrong mode of the data directory, and a restart"],
+            &["pg_control removed under a running server", "wrong owner of the data directory, and a restart"],
         ] {
-            let (_, gap) = faults::overlapping::overlap(&host, faults::overlapping::named(&names));
+            let (_, gap) = faults::overlapping::overlap(&host, faults::overlapping::named(names));
             // The server itself would have noticed its lost lock file after a minute.
             assert!(gap < Duration::from_secs(30), "{names:?}: {gap:?}");
         }

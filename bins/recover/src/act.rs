@@ -24,6 +24,7 @@ use shared::process::{self, Pidfd, Process};
 use shared::standing::Standing;
 use shared::{
     Error, Result, ballast, command, meaning, point, prestart, server_log, socket, standing, state, terminals, unit,
+    wal,
 };
 
 use crate::control_file;
@@ -378,9 +379,14 @@ impl Actor<'_> {
                 self.cluster.version
             )));
         }
+        // Without a pg_control its WAL says whose it is.
         let control =
             state::read(&inside("global/pg_control"), 8192).ok().and_then(|bytes| Control::parse(&bytes).ok());
-        if control.is_none_or(|control| control.system_identifier != recorded.system_identifier) {
+        let is_recorded = match control {
+            Some(control) => control.system_identifier == recorded.system_identifier,
+            None => wal::is_of(&inside("pg_wal"), recorded.system_identifier).unwrap_or(false),
+        };
+        if !is_recorded {
             return Err(Error::failed(format!("{} is not the data directory that was recorded", path.display())));
         }
         let before = fstat(folder.as_fd()).map_err(|e| bad("look at", e))?;
