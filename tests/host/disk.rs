@@ -59,13 +59,15 @@ impl Disk {
         fs::write(format!("/sys/fs/ext4/{name}/trigger_fs_error"), "1").expect("the file system is mounted");
     }
 
-    /// Nothing of it can be read any more that is not in memory: the kernel reports an I/O error.
+    /// Nothing of it can be read any more that is not in memory: the kernel reports an I/O error. What lies behind the end of an
+    /// image it would read as zeros at times; behind the end of a device it never does.
     pub fn lose_content(&self) {
         fs::File::options()
             .write(true)
             .open(&self.image)
             .and_then(|image| image.set_len(0))
             .expect("the image is there");
+        outside(Command::new("losetup").args(["--set-capacity", &self.device]));
     }
 
     /// The pool of a thin volume gets so much room.
