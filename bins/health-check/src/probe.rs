@@ -205,17 +205,13 @@ pub async fn ask(questions: &Questions) -> Answers {
     answers
 }
 
-/// As clients do unless told otherwise (sslmode=prefer of libpq): with TLS where there is any, without where that is refused.
+/// As clients do unless told otherwise (sslmode=prefer of libpq): by TCP with TLS where there is any, without where that is refused.
 async fn log_in(target: &Target, patience: Duration) -> Result<(), Refusal> {
-    let (config, _) = tls::any_server();
-    let mut tls = MakeRustlsConnect::new(config);
-    let host = match &target.address {
-        Address::Tcp(host, _) => host.as_str(),
-        Address::Socket(..) => "",
-    };
+    let Address::Tcp(host, _) = &target.address else { return Session::connect(target, patience).await.map(drop) };
     let deadline = Instant::now() + patience;
-    let tls =
-        MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls, host).map_err(|e| Refusal::Broken(e.to_string()))?;
+    let mut tls = MakeRustlsConnect::new(tls::any_server().0);
+    let tls = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls, host);
+    let tls = tls.map_err(|e| Refusal::Broken(e.to_string()))?;
     match Session::connect_over(target, patience, tls).await {
         Err(refused @ Refusal::NotAllowed(_)) => {
             let rest = deadline.saturating_duration_since(Instant::now());
