@@ -437,12 +437,14 @@ impl Host {
 
     /// Starts a ledger with a new session for each commit: only such a client notices a postmaster that hangs.
     pub fn ledger_of_fresh_sessions(&self) -> Ledger {
-        Ledger::start(self, &self.main_cluster(), &["--fresh-sessions"])
+        self.ledger_of("postgres")
     }
 
     /// The same as the application's own role, which may log in without a password.
     pub fn ledger_of(&self, role: &str) -> Ledger {
-        Ledger::start(self, &self.main_cluster(), &["--fresh-sessions", "--user", role])
+        // A session costs ten milliseconds of a CPU: one after the other would keep half of one busy.
+        let rate = if trace::is_wanted() { "50" } else { "5" };
+        Ledger::start(self, &self.main_cluster(), &["--fresh-sessions", "--user", role, "--rate-ms", rate])
     }
 
     /// Starts a ledger against another cluster.
