@@ -12,14 +12,14 @@ const THREE_CHECKS: Duration = Duration::from_secs(300);
 fn ledger_of(host: &Host) -> Ledger {
     host.wait_until_settled();
     let ledger = host.ledger_of_fresh_sessions();
-    ledger.wait_for_commits(100);
+    ledger.wait_for_commits(20);
     ledger
 }
 
 /// The client commits again, nothing is lost, and the last recovery on record is of this fault.
 #[track_caller]
 fn healed(host: &Host, ledger: Ledger, fault: &str, within: Duration) {
-    ledger.wait_for_commits_within(50, within);
+    ledger.wait_for_commits_within(20, within);
     let tally = ledger.stop_and_check();
     tally.assert_nothing_lost();
     host.wait_until("the recovery is on record", SOON, || !host.recoveries().is_empty());
@@ -77,7 +77,7 @@ facts_on_both_suites! {
         host.wait_until("a postmaster is there", SOON, has_pid);
         faults::p2_postmaster_stopped::inject(&host);
         // Not after start_timeout, a minute.
-        ledger.wait_for_commits_within(50, Duration::from_secs(40));
+        ledger.wait_for_commits_within(20, Duration::from_secs(40));
         ledger.stop_and_check().assert_nothing_lost();
         host.journal_of("pg-recover").says("its postmaster was stopped by a signal");
     }
@@ -107,7 +107,7 @@ facts_on_both_suites! {
             faults::p6_postmaster_pid_unusable::inject_garbage,
         ] {
             inject(&host);
-            ledger.wait_for_commits_within(50, SOON);
+            ledger.wait_for_commits_within(20, SOON);
         }
         ledger.stop_and_check().assert_nothing_lost();
     }
@@ -127,7 +127,7 @@ facts_on_both_suites! {
         host.wait_until("the lock file is back", SOON, || file.exists());
         assert_eq!(file.read_bytes(), before);
         // Once a minute the server looks at its lock file; a second such look must find it content.
-        ledger.wait_for_commits_within(2000, Duration::from_secs(120));
+        ledger.wait_for_commits_within(400, Duration::from_secs(120));
         healed(&host, ledger, "P8", SOON);
         assert_eq!(host.postmaster_pid(), postmaster);
     }
@@ -175,14 +175,14 @@ facts_on_both_suites! {
         host.wait_until_accepting(SOON);
         assert!(host.start_and_wait("pg-recovery.service").success());
         host.journal_of("pg-recover").says("it does not listen wherever it should: perl");
-        ledger.wait_for_commits_within(50, SOON);
+        ledger.wait_for_commits_within(20, SOON);
         ledger.stop_and_check().assert_nothing_lost();
     }
 
     fn a_missing_socket_directory_is_no_obstacle(host: Host) {
         let ledger = ledger_of(&host);
         faults::p11_socket_directory::inject_missing(&host);
-        ledger.wait_for_commits_within(50, SOON);
+        ledger.wait_for_commits_within(20, SOON);
         ledger.stop_and_check().assert_nothing_lost();
     }
 
@@ -282,7 +282,7 @@ facts_on_both_suites! {
         assert_eq!(host.file(&path).owner(), 0);
         host.sh(&command);
         assert!(host.start_and_wait("pg-recovery.service").success());
-        ledger.wait_for_commits_within(50, SOON);
+        ledger.wait_for_commits_within(20, SOON);
         ledger.stop_and_check().assert_nothing_lost();
     }
 
@@ -371,11 +371,11 @@ facts_on_both_suites! {
         let host = faults::o4_patroni::boot(suite);
         host.sh("systemctl restart pg-watchdog");
         let ledger = host.ledger_of_fresh_sessions();
-        ledger.wait_for_commits(100);
+        ledger.wait_for_commits(20);
         faults::p1_postmaster_killed::inject(&host);
         host.wait_for_journal("pg-watchdog", "is managed by Patroni", SOON);
         faults::o4_patroni::wait_until_it_leads(&host);
-        ledger.wait_for_commits_within(50, SOON);
+        ledger.wait_for_commits_within(20, SOON);
         ledger.stop_and_check().assert_nothing_lost();
         // Stopped by Patroni, it stays stopped: also when the checks ask for a recovery, and when Patroni is gone.
         host.sh(&format!("systemctl stop patroni@{}-main", host.version()));
@@ -455,7 +455,7 @@ facts_on_both_suites! {
         host.wait_until("redo has begun", SOON, || count("redo starts at").trim() == "1");
         // Whoever asks for a recovery meanwhile is told that this one is under way.
         assert!(host.start_and_wait("pg-recovery.service").success());
-        ledger.wait_for_commits_within(50, Duration::from_secs(180));
+        ledger.wait_for_commits_within(20, Duration::from_secs(180));
         ledger.stop_and_check().assert_nothing_lost();
         assert_eq!(count("redo starts at").trim(), "1", "crash recovery was started over");
         host.journal_of("pg-recover").does_not_say("step 1");
@@ -464,7 +464,7 @@ facts_on_both_suites! {
     fn a_long_crash_recovery_after_a_power_cut_is_left_alone(host: Host) {
         let ledger = ledger_of(&host);
         faults::h2_long_crash_recovery::inject(&host, 3);
-        ledger.wait_for_commits_within(50, Duration::from_secs(180));
+        ledger.wait_for_commits_within(20, Duration::from_secs(180));
         ledger.stop_and_check().assert_nothing_lost();
         let redos = host.sh(&format!("grep -c 'redo starts at' {}", host.main_cluster().log_file()));
         assert_eq!(redos, "1", "crash recovery was started over");
@@ -510,7 +510,7 @@ facts_on_both_suites! {
         host.operator_stops("postgresql.service");
         host.wait_for_state(&host.unit(), "inactive", SOON);
         host.wait_for_journal("pg-watchdog", "pg-recover pause", SOON);
-        ledger.wait_for_commits_within(50, THREE_CHECKS);
+        ledger.wait_for_commits_within(20, THREE_CHECKS);
         ledger.stop_and_check().assert_nothing_lost();
         host.journal_of("pg-recover").says("stopped cleanly although it is meant to run");
         host.wait_until("it is on record", SOON, || host.recoveries().last().is_some_and(|r| r["fault"] == "O1"));
@@ -528,11 +528,11 @@ facts_on_both_suites! {
         host.sh("systemctl start pg-watchdog");
         host.wait_for_journal("pg-watchdog", "set aside", SOON);
         faults::p1_postmaster_killed::inject(&host);
-        ledger.wait_for_commits_within(50, SOON);
+        ledger.wait_for_commits_within(20, SOON);
         faults::t1_state_file::inject_disk_full(&host);
         host.sh("systemctl restart pg-watchdog");
         faults::p1_postmaster_killed::inject(&host);
-        ledger.wait_for_commits_within(50, SOON);
+        ledger.wait_for_commits_within(20, SOON);
         ledger.stop_and_check().assert_nothing_lost();
     }
 }
@@ -548,8 +548,8 @@ fn a_hung_cluster_does_not_delay_the_recovery_of_another() {
     let (one, two) = (host.ledger(), host.ledger_on(&second));
     faults::p2_all_processes_stopped::inject(&host);
     host.signal(host.postmaster_pid_of(&second), host::Signal::SIGKILL);
-    one.wait_for_commits_within(50, SOON);
-    two.wait_for_commits_within(50, SOON);
+    one.wait_for_commits_within(20, SOON);
+    two.wait_for_commits_within(20, SOON);
     one.stop_and_check().assert_nothing_lost();
     two.stop_and_check().assert_nothing_lost();
 }

@@ -37,7 +37,7 @@ facts_on_both_suites! {
         for time in 1..=3 {
             faults::p2_postmaster_stopped::inject(&host);
             assert_eq!(record(&host, time)["outcome"], "recovered");
-            ledger.wait_for_commits(50);
+            ledger.wait_for_commits(20);
         }
         faults::p2_postmaster_stopped::inject(&host);
         host.wait_for_journal(RECOVER, "manual intervention required: it serves and does not serve in turns", SOON);
@@ -51,7 +51,7 @@ facts_on_both_suites! {
         }
         // Whoever stopped it has it go on, and it comes and goes as before: that has been told.
         host.signal(pid, Signal::SIGCONT);
-        ledger.wait_for_commits(50);
+        ledger.wait_for_commits(20);
         host.wait_for_journal(WATCHDOG, "accepts connections again", SOON);
         faults::p2_postmaster_stopped::inject(&host);
         host.wait_for_journal(RECOVER, "still waiting for a person: it serves and does not serve in turns", SOON);
@@ -60,7 +60,7 @@ facts_on_both_suites! {
         // A person who says that the cause is gone has it helped again.
         host.sh("pg-recover reset");
         host.start("pg-recovery.service");
-        ledger.wait_for_commits_within(50, SOON);
+        ledger.wait_for_commits_within(20, SOON);
         assert_eq!((recovered(&host), host.postmaster_pid()), (4, pid));
         ledger.stop_and_check().assert_nothing_lost();
     }
@@ -106,11 +106,11 @@ facts_on_both_suites! {
         host.wait_for_journal(WATCHDOG, "the configuration was read again", SOON);
         let ledger = host.ledger();
         for time in 1..=4 {
-            ledger.wait_for_commits(50);
+            ledger.wait_for_commits(20);
             faults::p1_postmaster_killed::inject(&host);
             assert_eq!(record(&host, time)["outcome"], "recovered");
         }
-        ledger.wait_for_commits(50);
+        ledger.wait_for_commits(20);
         host.journal_of(WATCHDOG).says("dies again and again: this is start 3 within 60min");
         assert_eq!(host.journal_of(WATCHDOG).count("dies again and again"), 1);
         ledger.stop_and_check().assert_nothing_lost();
@@ -147,10 +147,10 @@ facts_on_both_suites! {
         }
         settled(&host);
         let ledger = host.ledger();
-        ledger.wait_for_commits(50);
+        ledger.wait_for_commits(20);
         let limit = faults::m1_oom_killer::limit(&host, &host.unit());
         faults::m1_oom_killer::inject_on_postmaster(&host, &limit);
-        ledger.wait_for_commits_within(50, SOON);
+        ledger.wait_for_commits_within(20, SOON);
         let record = record(&host, 1);
         assert_eq!((&record["fault"], &record["outcome"]), (&"M1".into(), &"recovered".into()), "{record:#}");
         assert!(text_of(&record).contains("and that was the OOM killer: oom_kill in"), "{record:#}");
@@ -160,9 +160,9 @@ facts_on_both_suites! {
     fn a_unit_that_systemd_ended_for_want_of_memory_is_started_again(host: Host) {
         settled(&host);
         let ledger = host.ledger();
-        ledger.wait_for_commits(50);
+        ledger.wait_for_commits(20);
         faults::m1_oom_killer::inject_on_unit(&host);
-        ledger.wait_for_commits_within(50, SOON);
+        ledger.wait_for_commits_within(20, SOON);
         let record = record(&host, 1);
         assert_eq!((&record["fault"], &record["outcome"]), (&"M1".into(), &"recovered".into()), "{record:#}");
         assert!(text_of(&record).contains("Result=oom-kill"), "{record:#}");
@@ -344,13 +344,13 @@ facts_on_both_suites! {
         let pid = host.postmaster_pid();
         faults::h5_no_name_service::inject(&host);
         let ledger = host.ledger_of_fresh_sessions();
-        ledger.wait_for_commits(50);
+        ledger.wait_for_commits(20);
         for _ in 0..4 {
             host.start_and_wait("pg-health-check.service");
         }
         let report = host.json("runuser -u postgres -- pg-health-check --json");
         println!("{:#}", report["clusters"][0]["checks"]);
-        ledger.wait_for_commits(50);
+        ledger.wait_for_commits(20);
         host.journal_of("pg-health-check").does_not_say("failure 1 of 3");
         assert_eq!(host.journal_of("pg-recovery.service").text(), "");
         host.journal_of(WATCHDOG).does_not_say("hand").does_not_say("starting postgresql@");

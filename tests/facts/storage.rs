@@ -84,7 +84,7 @@ facts_on_both_suites! {
         let disk = faults::s4_read_only::prepare(&host);
         host.settle();
         let ledger = host.ledger_of_fresh_sessions();
-        ledger.wait_for_commits(100);
+        ledger.wait_for_commits(20);
         faults::s4_read_only::inject(&disk);
         let told = handed_over(&host, "S4");
         assert!(told.contains("unmount it, check it (fsck), mount it"), "{told}");
@@ -98,7 +98,7 @@ facts_on_both_suites! {
         host.wait_until("nothing of it is left", SOON, || !host.run("pgrep -x postgres").success());
         disk.check_and_mount(&host);
         host.sh(&format!("systemctl start {unit}"));
-        ledger.wait_for_commits_within(50, SOON);
+        ledger.wait_for_commits_within(20, SOON);
         ledger.stop_and_check().assert_nothing_lost();
         assert_eq!(check(&pass(&host), "disk_data").0, "ok");
     }
@@ -151,9 +151,9 @@ facts_on_both_suites! {
         faults::s12_damaged_page::while_stopped(&host, &format!("mount -o remount,ro {}", disk.mount_point()));
         host.settle();
         let ledger = host.ledger_of_fresh_sessions();
-        ledger.wait_for_commits(100);
+        ledger.wait_for_commits(20);
         faults::p1_postmaster_killed::inject(&host);
-        ledger.wait_for_commits_within(50, SOON);
+        ledger.wait_for_commits_within(20, SOON);
         ledger.stop_and_check().assert_nothing_lost();
         assert_eq!(host.recoveries().last().expect("it is on record")["outcome"], "recovered");
         // The server opens its files to write, even to read from them.
@@ -168,7 +168,7 @@ facts_on_both_suites! {
         let disk = faults::s5_disk_error::prepare_writes(&host);
         host.settle();
         let ledger = host.ledger_of_fresh_sessions();
-        ledger.wait_for_commits(100);
+        ledger.wait_for_commits(20);
         faults::s5_disk_error::inject_writes(&host);
         // The kernel may give the file system up as well.
         let record = manual(&host);
@@ -180,7 +180,7 @@ facts_on_both_suites! {
         disk.give_room(700);
         disk.check_and_mount(&host);
         host.sh(&format!("pg-recover reset; systemctl start {unit}"));
-        ledger.wait_for_commits_within(50, SOON);
+        ledger.wait_for_commits_within(20, SOON);
         ledger.stop_and_check().assert_nothing_lost();
     }
 
@@ -188,7 +188,7 @@ facts_on_both_suites! {
         faults::s5_disk_error::prepare_flushes(&host);
         host.settle();
         let ledger = host.ledger_of_fresh_sessions();
-        ledger.wait_for_commits(100);
+        ledger.wait_for_commits(20);
         faults::s5_disk_error::inject_flushes(&host);
         handed_over(&host, "S5");
         assert!(starts(&host) <= 1, "{:#?}", host.recoveries());
@@ -196,7 +196,7 @@ facts_on_both_suites! {
         host.journal_of("pg-watchdog").does_not_say("restart 1 of");
         faults::s5_disk_error::end_flushes(&host);
         host.sh("pg-recover reset");
-        ledger.wait_for_commits_within(50, SOON);
+        ledger.wait_for_commits_within(20, SOON);
         ledger.stop_and_check().assert_nothing_lost();
     }
 
@@ -204,14 +204,14 @@ facts_on_both_suites! {
         faults::s5_disk_error::prepare_flushes(&host);
         host.settle();
         let ledger = host.ledger_of_fresh_sessions();
-        ledger.wait_for_commits(100);
+        ledger.wait_for_commits(20);
         let postmaster = host.postmaster_pid();
         faults::s5_disk_error::inject_flushes_of(&host, "ledger");
         let told = handed_over(&host, "S5");
         assert!(told.contains("journalctl -k"), "{told}");
         assert_eq!((host.postmaster_pid(), starts(&host)), (postmaster, 0));
         faults::s5_disk_error::end_flushes(&host);
-        ledger.wait_for_commits_within(50, SOON);
+        ledger.wait_for_commits_within(20, SOON);
         ledger.stop_and_check().assert_nothing_lost();
     }
 
@@ -367,7 +367,7 @@ facts_on_both_suites! {
         let _disk = faults::s3_log_disk_full::inject(&host);
         settled(&host);
         let ledger = host.ledger_of_fresh_sessions();
-        ledger.wait_for_commits(100);
+        ledger.wait_for_commits(20);
         let postmaster = host.postmaster_pid();
         let state = pass(&host);
         let (status, message) = check(&state, "disk_log");
@@ -376,7 +376,7 @@ facts_on_both_suites! {
         assert!(host.start_and_wait("pg-recovery.service").success());
         assert_eq!((host.postmaster_pid(), host.recoveries().len()), (postmaster, 0));
         faults::p1_postmaster_killed::inject(&host);
-        ledger.wait_for_commits_within(100, SOON);
+        ledger.wait_for_commits_within(20, SOON);
         ledger.stop_and_check().assert_nothing_lost();
         assert_eq!(host.recoveries().last().expect("it is on record")["outcome"], "recovered");
         host.sh("test -s /var/log/postgresql/rest");
@@ -394,7 +394,7 @@ facts_on_both_suites! {
             assert_eq!(check(&state, "damage").0, "ok");
         }
         assert!(host.start_and_wait("pg-recovery.service").success());
-        ledger.wait_for_commits(100);
+        ledger.wait_for_commits(20);
         assert_eq!((host.postmaster_pid(), host.recoveries().len()), (postmaster, 0));
         ledger.stop_and_check().assert_nothing_lost();
     }

@@ -30,14 +30,14 @@ facts_on_both_suites! {
         faults::session::configure(&host, "connection_limit_for = \"20s\"");
         let postmaster = host.postmaster_pid();
         let ledger = host.ledger_of("shop");
-        ledger.wait_for_commits(50);
+        ledger.wait_for_commits(20);
         let storm = faults::l1_connection_storm::inject(&host, ROLE, 25);
         host.wait_for_journal(ME, "limit-connections ok", SOON);
         // Whatever happens to the program in between.
         host.sh("systemctl kill --signal=KILL pg-watchdog");
         let limited: i32 = connection_limit(&host).parse().expect("a number");
         assert!((1..17).contains(&limited), "{limited}");
-        ledger.wait_for_commits_within(100, SOON);
+        ledger.wait_for_commits_within(20, SOON);
         drop(storm);
         host.wait_until("the old limit is back", SOON, || connection_limit(&host) == "19");
         host.wait_for_journal(ME, "has its connection limit of 19 again", SOON);
@@ -54,7 +54,7 @@ facts_on_both_suites! {
         faults::l1_connection_storm::prepare(&host, &[ROLE, "shop"]);
         faults::session::configure(&host, "connection_storm = \"advise\"");
         let ledger = host.ledger_of("shop");
-        ledger.wait_for_commits(50);
+        ledger.wait_for_commits(20);
         let postmaster = host.postmaster_pid();
         let _rules = faults::l1_connection_storm::leak(&host, "postgres", 2);
         host.run_as_unit("works", "postgres", "PGAPPNAME=works exec psql -X -U shop -d postgres -c 'SELECT pg_sleep(600)'");
@@ -72,7 +72,7 @@ facts_on_both_suites! {
         host.journal_of(ME).does_not_say("end-sessions");
         faults::session::configure(&host, "");
         host.wait_for_journal(ME, "has connection slots again", SOON);
-        ledger.wait_for_commits_within(50, SOON);
+        ledger.wait_for_commits_within(20, SOON);
         assert!(sessions(&host) < held, "{} of {held}", sessions(&host));
         assert_eq!((host.psql(theirs), host.postmaster_pid()), (before, postmaster));
         assert_eq!(connection_limit(&host), "-1");

@@ -203,7 +203,7 @@ impl Staged {
             End::Healed(Some(role)) => host.ledger_of(role),
             _ => host.ledger_of_fresh_sessions(),
         };
-        ledger.wait_for_commits(100);
+        ledger.wait_for_commits(20);
         let before = host.recoveries().len();
         let _kept = (self.inject)(&host, &prepared);
         let injected = Instant::now();
@@ -219,7 +219,7 @@ impl Staged {
         match self.end {
             End::Healed(_) => {
                 on_record("recovered");
-                ledger.wait_for_commits_within(100, self.deadline);
+                ledger.wait_for_commits_within(20, self.deadline);
                 let tally = ledger.stop_and_check();
                 tally.assert_nothing_lost();
                 tally.longest_gap()
@@ -235,7 +235,7 @@ impl Staged {
             End::Unnoticed => {
                 let client = host.ledger_of_fresh_sessions();
                 host.start_and_wait("pg-health-check.service");
-                client.wait_for_commits(100);
+                client.wait_for_commits(20);
                 let seen = host.json(&state);
                 let said = seen["checks"].as_array().expect("there are checks").iter().find(|c| c["name"] == "damage");
                 assert_eq!(said.expect("damage is looked for")["status"], "ok", "{}: {seen:#}", self.name);
@@ -308,7 +308,7 @@ impl Fault {
         let interrupted = first();
         host.start_and_wait("pg-recovery.service");
         assert_eq!(host.property_of("pg-recovery.service", "ExecMainStatus"), "0", "{}", self.name);
-        ledger.wait_for_commits_within(50, self.deadline);
+        ledger.wait_for_commits_within(20, self.deadline);
         ledger.stop_and_check().assert_nothing_lost();
         interrupted
     }
@@ -319,12 +319,12 @@ impl Fault {
     pub fn heal(&self, host: &Host) -> Healing {
         host.settle();
         let ledger = host.ledger_of_fresh_sessions();
-        ledger.wait_for_commits(100);
+        ledger.wait_for_commits(20);
         let (postmaster, healings) = (host.postmaster_pid(), host.recoveries().len());
         (self.inject)(host);
         // A client may be served on for a while before it is not, or all the time.
         let _ = poll_until(Duration::from_secs(5), || (ledger.gap_so_far() > Duration::from_millis(200)).then_some(()));
-        ledger.wait_for_commits_within(100, self.deadline);
+        ledger.wait_for_commits_within(20, self.deadline);
         let record = || host.recoveries().split_off(healings).into_iter().find(|record| record["fault"] == self.class);
         let record = self.is_recorded.then(|| {
             poll_until(self.deadline, record).unwrap_or_else(|| panic!("no healing of {} on record", self.class))

@@ -67,7 +67,7 @@ pub fn overlap(host: &Host, acts: Vec<(Duration, Act)>) -> (usize, Duration) {
     host.run("systemctl disable --now squatter.service");
     host.settle();
     let ledger = host.ledger_of_fresh_sessions();
-    ledger.wait_for_commits(100);
+    ledger.wait_for_commits(20);
     let healings = host.recoveries().len();
     let mut names = Vec::new();
     for (pause, (name, inject)) in acts {

@@ -31,15 +31,35 @@ const RECIPE: u32 = 2;
 const MASKED: &[&str] = &[
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
+    "console-getty.service",
+    "dev-hugepages.mount",
     "dpkg-db-backup.timer",
     "e2scrub_all.timer",
     "e2scrub_reap.service",
     "fstrim.timer",
     "ldconfig.service",
     "man-db.timer",
+    // Modules are the matter of the computer that runs the tests.
+    "modprobe@.service",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
     "systemd-journal-catalog-update.service",
-    // It would load modules into the kernel of the computer that runs the tests, and fails without them.
     "systemd-modules-load.service",
+];
+
+/// What looks at each boot and each reload of systemd for disks and devices that no machine has.
+const MASKED_GENERATORS: &[&str] = &[
+    "systemd-cryptsetup-generator",
+    "systemd-debug-generator",
+    "systemd-gpt-auto-generator",
+    "systemd-hibernate-resume-generator",
+    "systemd-integritysetup-generator",
+    "systemd-rc-local-generator",
+    "systemd-run-generator",
+    "systemd-ssh-generator",
+    "systemd-system-update-generator",
+    "systemd-tpm2-generator",
+    "systemd-veritysetup-generator",
 ];
 
 /// Backups would be a load on every machine; the facts about them switch them on (`Host::boot_with_backups`).
@@ -106,7 +126,8 @@ pub fn package() -> PathBuf {
 
 fn base_name(suite: Suite, more: &str) -> String {
     // A new month is a new base, with the updates that Debian has made since.
-    let key = short_hash(format!("{INCLUDE}{more} {RECIPE} {}", MASKED.join(" ")).as_bytes());
+    let masked = [MASKED, MASKED_GENERATORS].concat().join(" ");
+    let key = short_hash(format!("{INCLUDE}{more} {RECIPE} {masked}").as_bytes());
     format!("base-{}-{}-{key}", suite.name(), month())
 }
 
@@ -141,10 +162,13 @@ fn prepare(base: &Path) {
     fs::write(base.join("etc/hostname"), "pghost\n").expect("the base can be written");
     fs::write(base.join("etc/hosts"), "127.0.0.1 localhost pghost\n::1 localhost\n").expect("the base can be written");
     let _ = fs::remove_file(base.join("etc/resolv.conf"));
-    for unit in MASKED {
-        let link = base.join("etc/systemd/system").join(unit);
-        let _ = fs::remove_file(&link);
-        std::os::unix::fs::symlink("/dev/null", link).expect("the base can be written");
+    for (folder, names) in [("system", MASKED), ("system-generators", MASKED_GENERATORS)] {
+        let folder = base.join("etc/systemd").join(folder);
+        fs::create_dir_all(&folder).expect("the base can be written");
+        for link in names.iter().map(|name| folder.join(name)) {
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink("/dev/null", link).expect("the base can be written");
+        }
     }
 }
 

@@ -133,8 +133,11 @@ impl Machine {
         std::os::unix::fs::symlink(format!("/proc/{leader}/root"), &link).expect("a link can be made");
         *self.running.lock().expect("no word panicked while booting") = Some(Running { nspawn, leader });
 
+        // It answers when the boot is over; before there is a bus it would have to be asked again and again.
+        let bus = self.root().join("run/dbus/system_bus_socket");
         let booted = poll_until(BOOT_DEADLINE, || {
-            let output = self.enter().args(["systemctl", "is-system-running"]).output().ok()?;
+            let mut wait = bus.exists().then(|| self.enter())?;
+            let output = wait.args(["timeout", "60", "systemctl", "is-system-running", "--wait"]).output().ok()?;
             let state = String::from_utf8_lossy(&output.stdout).trim().to_owned();
             matches!(state.as_str(), "running" | "degraded").then_some(())
         });

@@ -24,15 +24,19 @@ const NEVER_RUN: [&str; 6] =
 static WANTED: AtomicBool = AtomicBool::new(false);
 
 /// Whether machines that are booted from now on write down what the actors do, and what they start. It costs time and memory: not
-/// for figures.
+/// for figures, for which clients ask more often as well.
 pub fn trace_actors(wanted: bool) {
     WANTED.store(wanted, Ordering::Relaxed);
+}
+
+pub(crate) fn is_wanted() -> bool {
+    WANTED.load(Ordering::Relaxed)
 }
 
 /// Prepares a machine that is off. Units and people find strace in the way, who calls programs by their names; the sandbox of the
 /// units lets it, and is the same otherwise.
 pub(crate) fn prepare(root: &Path) {
-    if !WANTED.load(Ordering::Relaxed) {
+    if !is_wanted() {
         return;
     }
     let write = |path: String, mode: u32, text: String| {

@@ -1,8 +1,11 @@
 //! A booted machine and what a test can do with it and ask of it.
 
+use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
 use crate::machine::Machine;
 use crate::poll::poll_until;
@@ -64,7 +67,7 @@ impl Host {
     pub fn install_package(&self) -> Output {
         let package = image::package();
         let content =
-            std::fs::read(&package).unwrap_or_else(|error| panic!("could not read {}: {error}", package.display()));
+            fs::read(&package).unwrap_or_else(|error| panic!("could not read {}: {error}", package.display()));
         self.file("/pg-recovery.deb").write(content);
         self.run("systemd-run --quiet --pipe --wait --setenv=DEBIAN_FRONTEND=noninteractive apt-get install --yes /pg-recovery.deb")
     }
@@ -263,7 +266,7 @@ impl Host {
 
     /// What a program (`pg-recover`) or a unit (`pg-recovery.service`, with systemd's own lines about it) has said.
     pub fn journal_of(&self, program: &str) -> Journal {
-        let which = if program.contains('.') { "-u" } else { "-t" };
+        let which = which(program);
         let text =
             self.run(&format!("journalctl --sync; journalctl --quiet --no-pager -o cat {which} '{program}'")).stdout;
         Journal { of: program.to_owned(), text }
@@ -272,19 +275,43 @@ impl Host {
     /// Waits until a program has said something.
     #[track_caller]
     pub fn wait_for_journal(&self, program: &str, text: &str, deadline: Duration) {
-        let said = poll_until(deadline, || self.journal_of(program).contains(text).then_some(()));
-        if said.is_none() {
+        let end = Instant::now() + deadline;
+        while !self.is_heard(program, text, end) {
+            if Instant::now() < end {
+                // It ends only with its machine, which may be about to boot.
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            }
             panic!("within {deadline:?} {program} did not say {text:?}; it said:\n{}", self.journal_of(program));
         }
+    }
+
+    /// Listens to what a program has said and says, until a line of it contains this text.
+    fn is_heard(&self, program: &str, text: &str, end: Instant) -> bool {
+        let mut follow = self.machine.enter();
+        follow.args(["journalctl", "--quiet", "--follow", "--no-tail", "-o", "cat", which(program), program]);
+        let mut follow = follow.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("nsenter can be started");
+        let lines = BufReader::new(follow.stdout.take().expect("it is a pipe")).split(b'\n').map_while(Result::ok);
+        let (tell, heard) = channel();
+        std::thread::spawn(move || lines.into_iter().try_for_each(|line| tell.send(line)));
+        let mut next = || heard.recv_timeout(end.saturating_duration_since(Instant::now())).ok();
+        let is_heard = std::iter::from_fn(&mut next).any(|line| String::from_utf8_lossy(&line).contains(text));
+        // nsenter has made one more, in its process group.
+        let group = nix::unistd::Pid::from_raw(i32::try_from(follow.id()).expect("a pid is an i32"));
+        let _ = nix::sys::signal::killpg(group, Signal::SIGKILL);
+        let _ = follow.wait();
+        is_heard
     }
 
     /// Waits until pg-watchdog has saved what a later recovery of the main cluster may need.
     #[track_caller]
     pub fn wait_until_settled(&self) {
-        let good = format!("ls -d /var/lib/pg-recovery/points/*-{}-main-good", self.version());
+        let good = format!("-{}-main-good", self.version());
         let evidence = format!("/var/lib/pg-recovery/evidence/{}-main/postmaster.pid", self.version());
         self.wait_until("the good configuration and the evidence are saved", SOON, || {
-            self.run(&good).success() && self.file(&evidence).exists()
+            let mut points =
+                fs::read_dir(self.file("/var/lib/pg-recovery/points").path()).into_iter().flatten().flatten();
+            points.any(|point| point.file_name().to_string_lossy().ends_with(&good)) && self.file(&evidence).exists()
         });
     }
 
@@ -418,7 +445,7 @@ impl Host {
 
     /// `S`, `T`, `Z`, ... as in /proc/PID/stat.
     pub fn state_of_process(&self, pid: i32) -> Option<char> {
-        let stat = self.run(&format!("cat /proc/{pid}/stat")).stdout;
+        let stat = fs::read_to_string(self.file(&format!("/proc/{pid}/stat")).path()).ok()?;
         stat.rsplit_once(") ")?.1.chars().next()
     }
 
@@ -437,12 +464,14 @@ impl Host {
 
     /// Starts a ledger with a new session for each commit: only such a client notices a postmaster that hangs.
     pub fn ledger_of_fresh_sessions(&self) -> Ledger {
-        Ledger::start(self, &self.main_cluster(), &["--fresh-sessions"])
+        self.ledger_of("postgres")
     }
 
     /// The same as the application's own role, which may log in without a password.
     pub fn ledger_of(&self, role: &str) -> Ledger {
-        Ledger::start(self, &self.main_cluster(), &["--fresh-sessions", "--user", role])
+        // A session costs ten milliseconds of a CPU: one after the other would keep half of one busy.
+        let rate = if trace::is_wanted() { "50" } else { "5" };
+        Ledger::start(self, &self.main_cluster(), &["--fresh-sessions", "--user", role, "--rate-ms", rate])
     }
 
     /// Starts a ledger against another cluster.
@@ -493,12 +522,12 @@ impl Host {
     #[track_caller]
     pub fn install_library(&self, path: &str, source: &str) {
         let (code, library) = (self.outside().join("library.c"), self.outside().join("library.so"));
-        std::fs::write(&code, source).expect("the run folder can be written");
+        fs::write(&code, source).expect("the run folder can be written");
         let mut cc = Command::new("cc");
         cc.args(["-shared", "-fPIC", "-Wall", "-Werror", "-O", "-o"]).arg(&library).arg(&code);
         let output = Output::from(&cc.output().unwrap_or_else(|error| panic!("could not start cc: {error}")));
         assert!(output.success(), "{output}");
-        self.file(path).write(std::fs::read(&library).expect("cc has written it"));
+        self.file(path).write(fs::read(&library).expect("cc has written it"));
     }
 
     /// Moves the main cluster's data directory to a disk of its own, mounted at the same path, and starts it again.
@@ -542,4 +571,9 @@ impl Host {
     pub(crate) fn beside(&self, program: &Path) -> Command {
         self.machine.beside(program)
     }
+}
+
+/// How journalctl is asked for a unit, or for what calls itself so.
+fn which(program: &str) -> &'static str {
+    if program.contains('.') { "-u" } else { "-t" }
 }
