@@ -146,7 +146,7 @@ fn services(services: &[Served]) -> Markup {
 
 fn cluster(seen: &Seen, sight: &Sight) -> Markup {
     let records: Vec<&Record> = sight.records.iter().rev().filter(|record| record.cluster == seen.cluster).collect();
-    let now = clock::seconds_of(&sight.host.at).unwrap_or_default();
+    let recoveries = plot::recoveries(&records, clock::seconds_of(&sight.host.at).unwrap_or_default());
     html! {
         section id=(seen.cluster) {
             h2 {
@@ -162,12 +162,10 @@ fn cluster(seen: &Seen, sight: &Sight) -> Markup {
             div.plots {
                 (plot::score(seen))
                 @if let Some(latency) = plot::latency(seen) { (latency) }
-                @match plot::recoveries(&records, now) {
-                    Some(recoveries) => (recoveries),
-                    None => p.quiet { "No recoveries in the last 7 days." },
-                }
+                @if let Some(recoveries) = &recoveries { (recoveries) }
                 @for volume in plot::volumes(seen) { (volume) }
             }
+            @if recoveries.is_none() { p.quiet { "No recoveries in the last 7 days." } }
             @if !seen.recoveries.is_empty() {
                 h3 { "Last recoveries" }
                 (list(seen.recoveries.iter(), false))
