@@ -140,8 +140,9 @@ const UNREADABLE: &str = r#"(() => {
             if (c.length < 4 || c[3] > 0) return c;
         }
     };
-    const wide = document.documentElement.scrollWidth;
-    if (wide > innerWidth) found.push(`${wide} pixels in a window of ${innerWidth}`);
+    // Not innerWidth: a phone shows more at once when a page is wider than it.
+    const wide = document.documentElement.scrollWidth, window = document.documentElement.clientWidth;
+    if (wide > window) found.push(`${wide} pixels in a window of ${window}`);
     for (const e of document.querySelectorAll('body *')) {
         const own = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
         if (!own || e.closest('title, head') || !e.getClientRects().length) continue;
@@ -153,7 +154,7 @@ const UNREADABLE: &str = r#"(() => {
         const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
         if (contrast < 4.5) found.push(`${said} has a contrast of ${contrast}`);
         const { left, right } = e.getBoundingClientRect();
-        const within = drawn ? e.ownerSVGElement.getBoundingClientRect() : { left: 0, right: innerWidth };
+        const within = drawn ? e.ownerSVGElement.getBoundingClientRect() : { left: 0, right: window };
         if (left < within.left - 0.5 || right > within.right + 0.5) found.push(`${said} reaches from ${left} to ${right}`);
     }
     return found;
