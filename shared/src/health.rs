@@ -117,6 +117,18 @@ impl Trends {
         thin(&mut self.left, at, u64::min);
     }
 
+    /// Adds the score of now. The worst one that was seen is not forgotten, however soon that was over.
+    pub fn note_score(&mut self, now: &Stamp, score: u8) {
+        self.begin(now);
+        let (at, score) = (now.boot as i64, u64::from(score));
+        let samples = &mut self.left.entry(SCORE.into()).or_default().0;
+        match samples.last_mut() {
+            Some((last, known)) if last.saturating_add(SPACING) > at => *known = score.min(*known),
+            _ => samples.push((at, score)),
+        }
+        thin(&mut self.left, at, u64::min);
+    }
+
     /// Adds how long answers took now, and thins out what is old.
     pub fn note_times<'a>(&mut self, now: &Stamp, took: impl IntoIterator<Item = (&'a str, Duration)>) {
         self.begin(now);
@@ -343,6 +355,20 @@ mod tests {
         assert!(trends.of("query").is_empty(), "no forecast is made of it");
         trends.note_times(&at(9, "b"), []);
         assert!(trends.times_of("query").is_empty());
+    }
+
+    #[test]
+    fn the_worst_score_is_kept_however_soon_it_was_over() {
+        let mut trends = Trends::default();
+        for minute in 0..1440 {
+            trends.note_score(&at(60 * minute, "a"), if minute == 300 { 0 } else { 100 });
+        }
+        // By hand, between two passes.
+        trends.note_score(&at(60 * 1439 + 9, "a"), 40);
+        trends.note_score(&at(60 * 1439 + 19, "a"), 100);
+        let scores: Vec<u64> = trends.of(SCORE).iter().map(|(_, score)| *score).collect();
+        assert_eq!(scores.iter().filter(|score| **score == 0).count(), 1, "{scores:?}");
+        assert!(scores.len() <= 200 && scores.last() == Some(&40), "{scores:?}");
     }
 
     #[test]

@@ -156,7 +156,7 @@ impl Pass {
         outcome.failures = health.failures;
         health.status = outcome.status;
         health.score = outcome.score;
-        health.trends.note(&now, [(health::SCORE, outcome.score.into())]);
+        health.trends.note_score(&now, outcome.score);
         let times = outcome
             .findings
             .iter()

@@ -11,7 +11,7 @@ use shared::config::{Notify, Severity};
 
 use crate::events::Event;
 use crate::look::Finding;
-use crate::message::Message;
+use crate::message::{Message, printable};
 
 /// For a recovery that is under way; the next look is a minute later.
 const GRACE: Duration = Duration::from_secs(20);
@@ -136,7 +136,7 @@ impl Incident {
 
     /// Numbers make no difference: the same is said again with another pid or percentage.
     fn say(&mut self, at: &str, text: &str) {
-        self.last = text[..text.floor_char_boundary(LINE)].into();
+        self.last = printable(&text[..text.floor_char_boundary(LINE)]);
         let text = &format!("{at} {}", self.last);
         let same =
             |a: &str, b: &str| a.chars().filter(|c| !c.is_ascii_digit()).eq(b.chars().filter(|c| !c.is_ascii_digit()));
@@ -365,6 +365,10 @@ mod tests {
             incident.say("12:00", &format!("process {pid} died"));
         }
         assert_eq!(incident.lines, ["12:00 process 49 died"]);
+        // pg-notify list shows it on a terminal.
+        incident.say("12:30", "process 7 \x1b[2Jdied");
+        assert_eq!(incident.last, "process 7 ?[2Jdied");
+        incident.lines.pop();
         for letter in 'a'..='z' {
             incident.say("13:00", &letter.to_string());
         }

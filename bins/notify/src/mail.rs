@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use shared::exit::Code;
 use shared::{Result, state};
 
@@ -17,6 +18,8 @@ pub const SENDMAIL: &str = "/usr/sbin/sendmail";
 /// The second one while the state disk is full or read-only.
 const FOLDERS: [&str; 2] = ["/var/lib/pg-recovery/notify/mail", "/run/pg-recovery/state/notify/mail"];
 const MOST: usize = 100;
+/// Bytes: no line of a mail is longer than 998 (RFC 5322, 2.1.1).
+const LINE: usize = 900;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two tries, and how long it is tried.
 const PAUSE: Duration = Duration::from_secs(10 * 60);
@@ -41,32 +44,40 @@ fn put_into(folder: &Path, channel: &str, to: &str, message: &Message) -> std::i
 }
 
 fn text(to: &str, message: &Message) -> String {
-    let subject: String =
-        message.subject.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
     let mut text = format!(
-        "To: {to}\nSubject: [pg-recovery] {subject}\nAuto-Submitted: auto-generated\nX-PG-Recovery: {} {}\n\
+        "To: {to}\nSubject: [pg-recovery] {}\nAuto-Submitted: auto-generated\nX-PG-Recovery: {} {}\n\
          MIME-Version: 1.0\nContent-Type: text/plain; charset=UTF-8\nContent-Transfer-Encoding: 8bit\n\n",
-        message.kind, message.id
+        header(&message.subject),
+        message.kind,
+        message.id
     );
-    // No line of a mail is longer than 998 bytes (RFC 5322, 2.1.1).
-    for line in message.text.lines() {
-        let mut length = 0;
-        for word in line.split(' ') {
-            let word: String = word.chars().take(200).collect();
-            let (before, start) = if length == 0 {
-                ("", 0)
-            } else if length + word.len() > 900 {
-                ("\n", 0)
-            } else {
-                (" ", length + 1)
-            };
-            text.push_str(before);
-            text.push_str(&word);
-            length = start + word.len();
+    for mut line in message.text.lines() {
+        while line.len() > LINE {
+            let most = line.floor_char_boundary(LINE);
+            let (first, rest) = line.split_at(line[..most].rfind(' ').filter(|at| *at > 0).unwrap_or(most));
+            text.push_str(first);
+            text.push('\n');
+            line = rest.trim_start_matches(' ');
         }
+        text.push_str(line);
         text.push('\n');
     }
     text
+}
+
+/// A header is ASCII; anything else goes into it as words of 75 characters at most (RFC 2047, 2).
+fn header(text: &str) -> String {
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.is_ascii() {
+        return text;
+    }
+    let (mut words, mut rest) = (Vec::new(), text.as_str());
+    while !rest.is_empty() {
+        let (word, more) = rest.split_at(rest.floor_char_boundary(45));
+        words.push(format!("=?UTF-8?B?{}?=", BASE64_STANDARD.encode(word)));
+        rest = more;
+    }
+    words.join("\n ")
 }
 
 fn waiting(folder: &Path) -> Vec<PathBuf> {
@@ -85,16 +96,24 @@ fn age(path: &Path) -> Option<Duration> {
 /// Hands over what waits. Fails as long as a mail waits that was not taken, so that the unit shows it.
 pub fn hand_over() -> Result<Code> {
     crate::become_own_user()?;
+    Ok(hand_over_with(FOLDERS.map(Path::new), sendmail))
+}
+
+fn hand_over_with(folders: [&Path; 2], send: impl Fn(&Path) -> Result<(), String>) -> Code {
     let mut code = Code::Ok;
-    for mail in FOLDERS.iter().flat_map(|folder| waiting(Path::new(folder))) {
+    for mail in folders.iter().flat_map(|folder| waiting(folder)) {
         // The time of the mail is that of its last try, once there was one; that of the file beside it, of the first.
         let tried = mail.with_extension("eml.tried");
+        // It was handed over, but its disk has become read-only; that must not be done again every minute.
+        let sent = folders[1].join(mail.file_name().unwrap_or_default()).with_extension("eml.sent");
         let waits = age(&tried);
-        if waits.is_some() && age(&mail).is_some_and(|age| age < PAUSE) {
+        if waits.is_some() && !sent.exists() && age(&mail).is_some_and(|age| age < PAUSE) {
             code = Code::Failed;
             continue;
         }
-        match sendmail(&mail) {
+        let outcome = if sent.exists() { Ok(()) } else { send(&mail) };
+        match outcome {
+            Ok(()) if sent.exists() => {}
             Ok(()) => log::info!("{} was handed over to {SENDMAIL}", mail.display()),
             Err(why) if waits.is_some_and(|waits| waits > KEPT) => {
                 log::error!("could not hand {} over to {SENDMAIL}: {why}; given up", mail.display())
@@ -102,17 +121,28 @@ pub fn hand_over() -> Result<Code> {
             Err(why) => {
                 log::error!("could not hand {} over to {SENDMAIL}: {why}; trying again", mail.display());
                 code = Code::Failed;
+                // Where these cannot be kept, it is tried every minute.
                 if waits.is_none() {
-                    fs::File::create(tried)?;
+                    let _ = fs::File::create(tried);
                 }
-                fs::File::open(&mail)?.set_modified(SystemTime::now())?;
+                let _ = fs::File::open(&mail).and_then(|file| file.set_modified(SystemTime::now()));
                 continue;
             }
         }
         let _ = fs::remove_file(tried);
-        fs::remove_file(&mail)?;
+        match fs::remove_file(&mail) {
+            Ok(()) => drop(fs::remove_file(&sent)),
+            Err(why) if !sent.exists() => {
+                log::warn!("could not remove {}: {why}; it is not handed over again", mail.display());
+                if let Err(why) = fs::create_dir_all(folders[1]).and_then(|()| fs::write(&sent, "")) {
+                    log::error!("could not write {}: {why}; {} goes out again", sent.display(), mail.display());
+                    code = Code::Failed;
+                }
+            }
+            Err(_) => {}
+        }
     }
-    Ok(code)
+    code
 }
 
 fn sendmail(mail: &Path) -> Result<(), String> {
@@ -136,9 +166,55 @@ mod tests {
         message.id = "7".into();
         let text = text("ops@example.com", &message);
         let (head, body) = text.split_once("\n\n").unwrap();
-        assert!(head.starts_with("To: ops@example.com\nSubject: [pg-recovery] ") && head.contains("it ? crashed\n"));
+        assert!(
+            head.starts_with("To: ops@example.com\nSubject: [pg-recovery] ") && head.contains("\nAuto-Submitted: ")
+        );
         assert!(text.lines().all(|line| line.len() < 998) && body.ends_with("\nend\n"));
         assert_eq!(body.matches("word").count(), 1000);
+
+        // Nothing of a path without spaces is lost, and what is indented stays so.
+        message.text = format!("HINT: {}\n    next", "ä/".repeat(1000));
+        let text = self::text("ops@example.com", &message);
+        assert!(text.lines().all(|line| line.len() < 998) && text.ends_with("\n    next\n"), "{text}");
+        assert_eq!(text.matches("ä/").count() + text.matches("ä\n/").count(), 1000);
+    }
+
+    #[test]
+    fn a_subject_of_any_letters_is_one_header() {
+        assert_eq!(header("pghost: healed\r\nBcc: x"), "pghost: healed  Bcc: x");
+        let folded = header(&format!("pghost: {}", "kein Verzeichnis für 🐘 ".repeat(6)));
+        assert!(folded.is_ascii() && folded.lines().all(|line| line.len() <= 76), "{folded}");
+        assert!(folded.lines().skip(1).all(|line| line.starts_with(" =?UTF-8?B?")), "{folded}");
+        let words = folded.split_whitespace().map(|word| {
+            let word = word.strip_prefix("=?UTF-8?B?").unwrap().strip_suffix("?=").unwrap();
+            String::from_utf8(BASE64_STANDARD.decode(word).unwrap()).unwrap()
+        });
+        assert_eq!(words.collect::<String>(), format!("pghost: {}", "kein Verzeichnis für 🐘 ".repeat(6)));
+    }
+
+    #[test]
+    fn a_mail_that_cannot_be_removed_is_handed_over_once() {
+        let top = std::env::temp_dir().join(format!("pg-notify-sent-{}", std::process::id()));
+        let (disk, memory) = (top.join("disk"), top.join("memory"));
+        // What unlink(2) does not remove, whoever asks.
+        let stuck = disk.join("1-root.eml");
+        fs::create_dir_all(&stuck).unwrap();
+        fs::write(disk.join("2-root.eml"), "").unwrap();
+        let sent = std::cell::RefCell::new(Vec::new());
+        let send = |mail: &Path| {
+            sent.borrow_mut().push(mail.file_stem().unwrap().to_owned());
+            Ok(())
+        };
+        for _ in 0..3 {
+            assert_eq!(hand_over_with([&disk, &memory], send), Code::Ok);
+        }
+        assert_eq!(*sent.borrow(), ["1-root", "2-root"]);
+        fs::remove_dir(&stuck).unwrap();
+        fs::write(&stuck, "").unwrap();
+        assert_eq!(hand_over_with([&disk, &memory], send), Code::Ok);
+        assert!(sent.borrow().len() == 2 && waiting(&disk).is_empty(), "it goes as soon as it can");
+        assert_eq!(fs::read_dir(&memory).unwrap().count(), 0);
+        fs::remove_dir_all(top).unwrap();
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl Message {
 }
 
 /// What a server or a client has said must not move anybody's cursor.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 

@@ -13,15 +13,18 @@ mod serve;
 mod services;
 mod stats;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use shared::args::Args;
 use shared::cluster::Cluster;
+use shared::config::Config;
 use shared::exit::{self, Code};
 use shared::tally::Sums;
 use shared::{Error, Result, log, record};
+
+use crate::facts::Host;
+use crate::screen::Paper;
 
 const HELP: &str = include_str!("help.txt");
 const EVERY: Duration = Duration::from_secs(2);
@@ -43,30 +46,31 @@ fn run() -> Result<Code> {
     }
 }
 
-fn is_coloured() -> bool {
-    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-}
-
+/// A mistake in the configuration keeps nobody from seeing how it is: that is shown as it would be without any.
 fn show(args: &Args) -> Result<Code> {
-    let colour = is_coloured();
+    let is_screen = !args.json && !args.has("metrics");
     loop {
-        let config = args.load_config()?;
+        let (config, mistake) = match args.load_config() {
+            Ok(config) => (config, None),
+            Err(why) => (Config::default(), Some(why)),
+        };
         let clusters = Cluster::select(&config, &args.clusters)?;
         let records = record::all();
-        let host = facts::gather(&clusters, &config, &records, facts::units());
+        let told = mistake.as_ref().map(|why| why.message.clone());
+        let host = Host { mistake: told, ..facts::gather(&clusters, &config, &records, facts::units()) };
         let text = if args.has("metrics") {
             metrics::text(&host, &Sums::with(&records), metrics::Format::Text)
         } else if args.json {
             serde_json::to_string_pretty(&host).map_err(std::io::Error::other)? + "\n"
         } else {
-            screen::draw(&host, colour)
+            screen::draw(&host, &Paper::of_stdout())
         };
         if !args.has("watch") {
             log::print(&text)?;
-            return Ok(Code::Ok);
+            // The metrics say so themselves, to whom no status gets.
+            return Ok(mistake.filter(|_| !args.has("metrics")).map_or(Code::Ok, |why| why.code));
         }
-        let is_screen = !args.json && !args.has("metrics");
-        log::print(&if is_screen { CLEAR.to_string() + &text } else { text })?;
+        log::print(&if is_screen { CLEAR.to_string() + &screen::watched(&host.at, &text) } else { text })?;
         std::thread::sleep(EVERY);
     }
 }

@@ -2,6 +2,7 @@
 
 use maud::{DOCTYPE, Markup, html};
 use shared::clock;
+use shared::fault;
 use shared::record::Record;
 use shared::story::{self, Story, target};
 use shared::tally::Tally;
@@ -63,39 +64,61 @@ fn host() -> String {
 
 pub fn overview(sight: &Sight) -> String {
     let shown = &sight.host;
+    let mut clusters: Vec<&Seen> = shown.clusters.iter().collect();
+    clusters.sort_by_key(|seen| match of_state(&seen.state) {
+        Level::Bad => 0,
+        Level::Warning => 1,
+        Level::Good | Level::Quiet => 2,
+    });
     let main = html! {
         h1.summary { (summary(shown)) " " small { "as of " (moment(&shown.at)) } }
         @if let Some(mistake) = &shown.mistake {
-            p.bad { "The configuration cannot be used: " (mistake) ". What was configured before is in force." }
+            p {
+                b.bad { "The configuration cannot be used: " (mistake) "." }
+                " pg-watchdog goes on with what was configured before; what starts anew may not run until that is corrected."
+            }
         }
         @if shown.clusters.is_empty() { p { "No PostgreSQL cluster on this host." } }
-        @for seen in &shown.clusters { (cluster(seen, sight)) }
-        @if !shown.services.is_empty() { (services(&shown.services)) }
         @if !shown.units.is_empty() {
             section {
-                h2 { "Units" }
+                h2 { "What watches and heals" }
                 dl { @for (unit, state) in &shown.units { dt.bad { (state) } dd { (unit) ": systemctl status " (unit) } } }
             }
         }
+        @for seen in clusters { (cluster(seen, sight)) }
+        @if !shown.services.is_empty() { (services(&shown.services)) }
     };
     let ill = shown.clusters.iter().find(|seen| of_state(&seen.state) == Level::Bad);
     document(&format!("{}: {}", host(), ill.map_or("PostgreSQL", |seen| &seen.state)), true, main)
 }
 
+/// What is wrong, by name, in one or a few sentences.
 fn summary(host: &Host) -> String {
-    let is = |level| host.clusters.iter().filter(|seen| of_state(&seen.state) == level).count();
-    let all = host.clusters.len();
-    let ill = host.services.iter().filter(|served| of_state(served.state) == Level::Bad).count();
-    match (is(Level::Bad), is(Level::Warning)) {
+    let names = |level| {
+        let ill = host.clusters.iter().filter(move |seen| of_state(&seen.state) == level);
+        ill.map(|seen| seen.cluster.as_str()).collect::<Vec<_>>()
+    };
+    let services = host.services.iter().filter(|served| of_state(served.state) == Level::Bad);
+    let services: Vec<&str> = services.map(|served| served.service.as_str()).collect();
+    let (bad, warning) = (names(Level::Bad), names(Level::Warning));
+    let mut said = Vec::new();
+    for (names, one, many) in [
+        (&bad, "is in trouble", "are in trouble"),
+        (&services, "does not serve", "do not serve"),
+        (&warning, "needs a look", "need a look"),
+    ] {
+        if !names.is_empty() {
+            said.push(format!("{} {}.", names.join(", "), if names.len() == 1 { one } else { many }));
+        }
+    }
+    if !host.units.is_empty() {
+        said.push("What watches and heals is not well itself.".into());
+    }
+    match () {
         _ if host.clusters.is_empty() && host.services.is_empty() => "Nothing to watch.".into(),
-        (0, _) if ill == 1 => "A service is in trouble.".into(),
-        (0, _) if ill > 1 => format!("{ill} services are in trouble."),
-        (0, 0) if host.units.is_empty() && host.mistake.is_none() => "All is well.".into(),
-        (0, 0) => "All clusters are well; what watches them is not.".into(),
-        (0, _) if all == 1 => "The cluster needs a look.".into(),
-        (_, _) if all == 1 => "The cluster is in trouble.".into(),
-        (0, some) => format!("{some} of {all} clusters {} a look.", if some == 1 { "needs" } else { "need" }),
-        (bad, _) => format!("{bad} of {all} clusters {} in trouble.", if bad == 1 { "is" } else { "are" }),
+        _ if said.is_empty() && host.mistake.is_none() => "All is well.".into(),
+        _ if said.is_empty() => "All clusters are well; the configuration is not.".into(),
+        _ => said.join(" "),
     }
 }
 
@@ -123,14 +146,7 @@ fn services(services: &[Served]) -> Markup {
 
 fn cluster(seen: &Seen, sight: &Sight) -> Markup {
     let records: Vec<&Record> = sight.records.iter().rev().filter(|record| record.cluster == seen.cluster).collect();
-    let now = clock::seconds_of(&sight.host.at).unwrap_or_default();
-    let mut lines = lines(seen);
-    lines.sort_by_key(|(_, level, _)| match level {
-        Level::Bad => 0,
-        Level::Warning => 1,
-        Level::Good => 2,
-        Level::Quiet => 3,
-    });
+    let recoveries = plot::recoveries(&records, clock::seconds_of(&sight.host.at).unwrap_or_default());
     html! {
         section id=(seen.cluster) {
             h2 {
@@ -141,14 +157,15 @@ fn cluster(seen: &Seen, sight: &Sight) -> Markup {
                 }
             }
             dl {
-                @for (label, level, said) in lines { dt.(class(level)) { (label) } dd { (said) } }
+                @for (label, level, said) in lines(seen) { dt.(class(level)) { (label) } dd { (said) } }
             }
             div.plots {
                 (plot::score(seen))
                 @if let Some(latency) = plot::latency(seen) { (latency) }
-                (plot::recoveries(&records, now))
+                @if let Some(recoveries) = &recoveries { (recoveries) }
                 @for volume in plot::volumes(seen) { (volume) }
             }
+            @if recoveries.is_none() { p.quiet { "No recoveries in the last 7 days." } }
             @if !seen.recoveries.is_empty() {
                 h3 { "Last recoveries" }
                 (list(seen.recoveries.iter(), false))
@@ -166,11 +183,17 @@ fn list<'a>(records: impl Iterator<Item = &'a Record>, with_cluster: bool) -> Ma
                     " " span.pill.(class(of_outcome(&record.outcome))) { (record.outcome) }
                     @if with_cluster { " " b { (record.cluster) } }
                     " " (record.fault) ", " (story::spoken(record.downtime_ms)) ", by " (record.detected_by)
-                    @if let Some(seen) = record.evidence.first() { p { (shorten(seen)) } }
+                    p { (meaning(&record.fault)) ". " @if let Some(seen) = record.evidence.first() { "Seen: " (shorten(seen)) } }
                 }
             }
         }
     }
+}
+
+/// What it is, without how it is repaired.
+fn meaning(fault: &str) -> &'static str {
+    let rule = fault::class(fault).rule;
+    rule.split(". ").next().and_then(|first| first.split("; ").next()).unwrap_or(rule).trim_end_matches('.')
 }
 
 fn shorten(text: &str) -> String {
@@ -188,7 +211,6 @@ pub fn history(sight: &Sight) -> String {
             tr {
                 th scope="row" { (name) }
                 td { (tally.recovered) " of " (tally.tried()) }
-                td { (percent(tally.success_rate)) }
                 td { (percent(tally.target_rate)) }
                 td { (time(tally.median_ms)) }
                 td { (time(tally.worst_ms)) }
@@ -202,7 +224,7 @@ pub fn history(sight: &Sight) -> String {
         } @else {
             div.scroll {
                 table {
-                    thead { tr { @for title in ["fault", "healed", "rate", "in time", "median", "worst"] { th scope="col" { (title) } } } }
+                    thead { tr { @for title in ["fault", "healed", "in time", "median", "worst"] { th scope="col" { (title) } } } }
                     tbody {
                         @for (fault, tally) in Tally::by_fault(&sight.records) { (row(fault, &tally)) }
                         (row("all", &Tally::of(sight.records.iter())))
@@ -274,6 +296,27 @@ mod tests {
     use shared::tally::Sums;
 
     use super::*;
+
+    #[test]
+    fn the_summary_names_what_is_not_well() {
+        let seen =
+            |cluster: &str, state: &str| Seen { cluster: cluster.into(), state: state.into(), ..Seen::default() };
+        let mut host = Host { clusters: vec![seen("16/red", "ok"), seen("16/blue", "ok")], ..Host::default() };
+        assert_eq!(summary(&host), "All is well.");
+        host.clusters[1].state = "needs you".into();
+        host.services = vec![Served { service: "shop".into(), state: "down", ..Served::default() }];
+        assert_eq!(summary(&host), "16/blue is in trouble. shop does not serve.");
+        host.clusters[0].state = "down".into();
+        host.units = vec![("pg-watchdog.service".into(), "inactive".into())];
+        let all = "16/red, 16/blue are in trouble. shop does not serve. What watches and heals is not well itself.";
+        assert_eq!(summary(&host), all);
+    }
+
+    #[test]
+    fn a_fault_has_a_meaning_in_words() {
+        assert_eq!(meaning("C1"), "The server's own program refuses the configuration files");
+        assert_eq!(meaning("P6"), "postmaster.pid names no process, and none of the cluster is left");
+    }
 
     const EVIL: &str = "<script>alert(1)</script>\"'&";
 

@@ -15,7 +15,7 @@ use crate::screen::{of_outcome, spoken};
 /// The whole, in units that are about a pixel, and what the axes leave of it.
 const WIDTH: f64 = 340.0;
 const HEIGHT: f64 = 130.0;
-const LEFT: f64 = 44.0;
+const LEFT: f64 = 50.0;
 const RIGHT: f64 = 334.0;
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 108.0;
@@ -142,8 +142,15 @@ pub fn latency(seen: &Seen) -> Option<Markup> {
             }
         }
     };
-    let heights = [(1000, "1 ms"), (10_000, "10 ms"), (100_000, "100 ms"), (1_000_000, "1 s"), (10_000_000, "10 s")]
-        .map(|(us, label)| (height(us), label.to_string()));
+    let heights = [
+        (100, "0.1 ms"),
+        (1000, "1 ms"),
+        (10_000, "10 ms"),
+        (100_000, "100 ms"),
+        (1_000_000, "1 s"),
+        (10_000_000, "10 s"),
+    ]
+    .map(|(us, label)| (height(us), label.to_string()));
     let title = html! { "Latency, last 24 hours: " span.line { "a query" } ", " span.other { "a commit" } };
     (known > 0).then(|| frame("Latency, last 24 hours", title, &heights, &of_a_day(), drawn))
 }
@@ -157,29 +164,30 @@ fn milliseconds(us: u64) -> String {
     }
 }
 
-/// When recoveries were, and how long the cluster was away; `now` in seconds since 1970.
-pub fn recoveries(records: &[&Record], now: i64) -> Markup {
+/// When recoveries were, and how long the cluster was away; `now` in seconds since 1970. `None`: there were none.
+pub fn recoveries(records: &[&Record], now: i64) -> Option<Markup> {
+    // One from the future, by a clock that was set back, is of now.
+    let aged = records.iter().take(MOST).filter_map(|record| Some((record, now - clock::seconds_of(&record.started)?)));
+    let aged: Vec<_> = aged.filter(|(_, age)| *age < WEEK).collect();
     // From a tenth of a second to an hour and a half, in powers of ten.
     let height = |ms: u64| (ms.max(1) as f64 / 100.0).log10() / 4.75;
     let dots = html! {
-        @for record in records.iter().take(MOST) {
-            @let age = clock::seconds_of(&record.started).map(|at| now - at).filter(|age| (0..WEEK).contains(age));
-            @if let Some(age) = age {
-                @let took = story::spoken(record.downtime_ms);
-                a href=(format!("/recovery/{}", record.id)) {
-                    circle.(class(of_outcome(&record.outcome)))
-                        cx=(x(1.0 - age as f64 / WEEK as f64)) cy=(y(height(record.downtime_ms))) r="4.5" {
-                        title { (record.started) " " (record.fault) " " (record.outcome) ", " (took) }
-                    }
+        @for (record, age) in &aged {
+            @let took = story::spoken(record.downtime_ms);
+            a href=(format!("/recovery/{}", record.id)) {
+                circle.(class(of_outcome(&record.outcome)))
+                    cx=(x(1.0 - *age as f64 / WEEK as f64)) cy=(y(height(record.downtime_ms))) r="4.5" {
+                    title { (record.started) " " (record.fault) " " (record.outcome) ", " (took) }
                 }
             }
         }
     };
-    let heights = [(100, "0.1 s"), (1000, "1 s"), (10_000, "10 s"), (120_000, "2 min"), (3_600_000, "1 h")]
-        .map(|(ms, label)| (height(ms), label.to_string()));
+    let heights =
+        [(100, "0.1 s"), (1000, "1 s"), (10_000, "10 s"), (60_000, "1 min"), (600_000, "10 min"), (3_600_000, "1 h")]
+            .map(|(ms, label)| (height(ms), label.to_string()));
     let days = labels([(0.0, "7 days ago"), (4.0 / 7.0, "3 days"), (1.0, "now")]);
     let title = "Recoveries, last 7 days, by time without service";
-    frame(title, title, &heights, &days, dots)
+    (!aged.is_empty()).then(|| frame(title, title, &heights, &days, dots))
 }
 
 /// What was left of each volume in the last days, and how that goes on.
@@ -255,7 +263,7 @@ mod tests {
         let samples = [(1000, 4_000_000_000), (4600, 2_000_000_000)];
         let svg = volume("disk_data", &samples, Some(3600.0), 4600).unwrap().into_string();
         for part in
-            ["2 GB left on the volume of data", "M44 8L189 58", "M189 58L334 108", "full in 60min", "60min ago", "now"]
+            ["2 GB left on the volume of data", "M50 8L192 58", "M192 58L334 108", "full in 60min", "60min ago", "now"]
         {
             assert!(svg.contains(part), "{part} is not in\n{svg}");
         }
@@ -275,8 +283,11 @@ mod tests {
         };
         let now = clock::seconds_of("2026-11-22T00:00:00Z").unwrap();
         let (new, old) = (record("2026-11-21T00:00:00Z"), record("2026-11-02T00:00:00Z"));
-        let svg = recoveries(&[&new, &old], now).into_string();
+        let svg = recoveries(&[&new, &old], now).unwrap().into_string();
         assert_eq!(svg.matches("<circle").count(), 1);
-        assert!(svg.contains("href=\"/recovery/id-2026-11-21T00:00:00Z\"") && svg.contains("cx=\"292.6\""), "{svg}");
+        assert!(svg.contains("href=\"/recovery/id-2026-11-21T00:00:00Z\"") && svg.contains("cx=\"293.4\""), "{svg}");
+        assert!(recoveries(&[&old], now).is_none());
+        let ahead = recoveries(&[&record("2026-11-23T00:00:00Z")], now).unwrap().into_string();
+        assert!(ahead.contains("cx=\"334\""), "{ahead}");
     }
 }

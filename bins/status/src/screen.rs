@@ -1,8 +1,10 @@
 //! One screen, for people.
 
 use std::fmt::Write;
+use std::io::IsTerminal;
 
-use shared::health::Status;
+use nix::libc;
+use shared::health::{Check, Status};
 use shared::record::Record;
 use shared::service::Condition;
 
@@ -10,7 +12,7 @@ use crate::facts::{Host, Seen, Served};
 
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 /// Of a message; the journal has all of it.
-const WIDTH: usize = 150;
+const WIDTH: usize = 300;
 
 /// How much something matters, as a colour: Select Graphic Rendition (ECMA-48, 8.3.117).
 #[derive(Clone, Copy, PartialEq)]
@@ -21,49 +23,128 @@ pub enum Level {
     Quiet = 90,
 }
 
-fn paint(text: &str, of: Level, colour: bool) -> String {
-    match colour {
-        true => format!("\x1b[{}m{text}\x1b[0m", of as u8),
-        false => text.into(),
+/// What is written on.
+#[derive(Default)]
+pub struct Paper {
+    pub colour: bool,
+    /// `None`: lines may be as long as they are.
+    pub columns: Option<usize>,
+}
+
+impl Paper {
+    /// Colours and an end of the line are there on a terminal only.
+    pub fn of_stdout() -> Paper {
+        let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let is_terminal = std::io::stdout().is_terminal();
+        Paper {
+            colour: is_terminal && !is_plain,
+            columns: size().map(|(_, columns)| columns).filter(|columns| is_terminal && *columns > 0),
+        }
+    }
+
+    /// A label in front, and the words beside it; what does not fit goes on in the next line, below the words.
+    fn line(&self, label: &str, of: Level, words: &str) -> String {
+        format!("  {} {}\n", self.paint(&format!("{label:<12}"), of), self.fold(&shorten(words), 15))
+    }
+
+    fn paint(&self, text: &str, of: Level) -> String {
+        match self.colour {
+            true => format!("\x1b[{}m{text}\x1b[0m", of as u8),
+            false => text.into(),
+        }
+    }
+
+    /// `indent`: columns in front of it.
+    fn fold(&self, text: &str, indent: usize) -> String {
+        let Some(room) = self.columns.map(|columns| columns.saturating_sub(indent).max(20)) else {
+            return text.into();
+        };
+        let (mut folded, mut at) = (String::new(), 0);
+        for word in text.split(' ') {
+            let length = word.chars().count();
+            if at > 0 && at + 1 + length > room {
+                let _ = write!(folded, "\n{:indent$}", "");
+                at = 0;
+            } else if at > 0 {
+                folded.push(' ');
+                at += 1;
+            }
+            folded.push_str(word);
+            at += length;
+        }
+        folded
     }
 }
 
-pub fn draw(host: &Host, colour: bool) -> String {
-    let paint = |text: &str, of: Level| paint(text, of, colour);
+/// Rows and columns of the terminal.
+fn size() -> Option<(usize, usize)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: it fills in what it is given (TIOCGWINSZ(2const)), which lives as long.
+    let outcome = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &mut size) };
+    (outcome == 0).then_some((size.ws_row.into(), size.ws_col.into()))
+}
+
+/// With the time above it, which shows that it goes on; the rows that are not there would push the first ones out.
+pub fn watched(at: &str, text: &str) -> String {
+    cut(&format!("{at}, every 2s until Ctrl-C\n{text}"), size().map(|(rows, _)| rows).filter(|rows| *rows > 2))
+}
+
+fn cut(text: &str, rows: Option<usize>) -> String {
+    let (count, rows) = (text.lines().count(), rows.unwrap_or(usize::MAX));
+    if count < rows {
+        return text.into();
+    }
+    let shown: Vec<&str> = text.lines().take(rows - 2).collect();
+    format!("{}\n{} more lines: pg-status\n", shown.join("\n"), count - shown.len())
+}
+
+pub fn draw(host: &Host, paper: &Paper) -> String {
     let mut text = String::new();
+    if let Some(mistake) = &host.mistake {
+        let words = format!("cannot be used: {mistake}. What is shown is as without it.");
+        text.push_str(&paper.line("config", Level::Bad, &words));
+    }
     if host.clusters.is_empty() {
         text.push_str("no PostgreSQL cluster on this host\n");
     }
     for seen in &host.clusters {
-        let state = paint(&format!("{:<11}", seen.state.to_uppercase()), of_state(&seen.state));
+        let state = format!("{:<11}", seen.state.to_uppercase());
         let checked = match seen.checked_s {
             Some(seconds) => format!("score {:>3}, checked {} ago", seen.score, spoken(seconds)),
             None => "never checked".into(),
         };
-        let _ =
-            writeln!(text, "{:<12} {state} {checked}  {}", seen.cluster, paint(&sparkline(&seen.day), Level::Quiet));
+        let taken = format!("{:<12} {state} {checked}  ", seen.cluster).chars().count();
+        let fits = |bars: usize| paper.columns.is_none_or(|columns| taken + bars <= columns);
+        let day = match fits(seen.day.len()) {
+            true => sparkline(&seen.day),
+            // An hour each.
+            false => {
+                sparkline(&seen.day.chunks(2).map(|pair| pair.iter().flatten().min().copied()).collect::<Vec<_>>())
+            }
+        };
+        let state = paper.paint(&state, of_state(&seen.state));
+        let _ = writeln!(text, "{:<12} {state} {checked}  {}", seen.cluster, paper.paint(&day, Level::Quiet));
         let recoveries =
             seen.recoveries.iter().map(|record| ("recovery", of_outcome(&record.outcome), recovery(record)));
-        for (label, of, line) in lines(seen).into_iter().chain(recoveries) {
-            let _ = writeln!(text, "  {} {}", paint(&format!("{label:<12}"), of), shorten(&line));
+        for (label, of, words) in lines(seen).into_iter().chain(recoveries) {
+            text.push_str(&paper.line(label, of, &words));
         }
     }
-    text.push_str(&of_services(&host.services, colour));
+    text.push_str(&of_services(&host.services, paper));
     for (unit, state) in &host.units {
-        let _ = writeln!(text, "{} is {}: systemctl status {unit}", unit, paint(state, Level::Bad));
+        let _ = writeln!(text, "{unit} is {}: systemctl status {unit}", paper.paint(state, Level::Bad));
     }
     text
 }
 
 /// One line for each service, and what is wrong with it below.
-pub fn of_services(services: &[Served], colour: bool) -> String {
+pub fn of_services(services: &[Served], paper: &Paper) -> String {
     let mut text = String::new();
     for served in services {
-        let state = paint(&format!("{:<11}", served.state.to_uppercase()), of_state(served.state), colour);
-        let _ = writeln!(text, "{:<12} {state} {}", served.service, of_service(served));
+        let state = paper.paint(&format!("{:<11}", served.state.to_uppercase()), of_state(served.state));
+        let _ = writeln!(text, "{:<12} {state} {}", served.service, paper.fold(&of_service(served), 25));
         if !served.why.is_empty() {
-            let _ =
-                writeln!(text, "  {} {}", paint("why         ", of_state(served.state), colour), shorten(&served.why));
+            text.push_str(&paper.line("why", of_state(served.state), &served.why));
         }
     }
     text
@@ -120,7 +201,7 @@ pub fn lines(seen: &Seen) -> Vec<(&'static str, Level, String)> {
     }
     if let Some(off) = &seen.off {
         lines.push(("off", Level::Quiet, format!("cluster {name} {off}")));
-    } else if seen.listening == Some(false) {
+    } else if seen.listening == Some(false) && !seen.checks.iter().any(|check| check.status == Status::Critical) {
         lines.push(("socket", Level::Bad, "nobody listens there".into()));
     }
     if let Some(seconds) = seen.checked_s.filter(|_| !seen.is_fresh) {
@@ -128,22 +209,27 @@ pub fn lines(seen: &Seen) -> Vec<(&'static str, Level, String)> {
         let text = format!("for {ago}: systemctl status pg-health-check.timer pg-health-check.service");
         lines.push(("not checked", Level::Warning, text));
     }
-    for check in &seen.checks {
-        let (label, of) = match check.status {
-            Status::Critical => ("critical", Level::Bad),
-            Status::Warning => ("warning", Level::Warning),
-            Status::Unknown => ("unknown", Level::Warning),
-            Status::Ok => ("ok", Level::Good),
-        };
-        lines.push((label, of, format!("{}: {}", check.name, check.message)));
+    // The worst first; of a backup that is well, what is below says more.
+    for (status, label, of) in [
+        (Status::Critical, "critical", Level::Bad),
+        (Status::Warning, "warning", Level::Warning),
+        (Status::Unknown, "unknown", Level::Warning),
+        (Status::Ok, "ok", Level::Good),
+    ] {
+        let is_told = |check: &&Check| status == Status::Ok && check.name == "backup" && seen.backup.is_some();
+        let checks = seen.checks.iter().filter(|check| check.status == status && !is_told(check));
+        lines.extend(checks.map(|check| (label, of, format!("{}: {}", check.name, check.message))));
     }
     if let Some(certificate) = &seen.certificate {
         let left = match certificate.left_days {
-            days if days < 0.0 => format!("expired {:.0} days ago", -days),
+            days if days < 0.0 => format!("expired {} ago", spoken((-days * 86_400.0) as u64)),
+            // Its last hours count.
+            days if days < 2.0 => format!("{} are left", spoken((days * 86_400.0) as u64)),
             days => format!("{} days are left", days.floor()),
         };
         let renewal = match certificate.renewal_days {
             Some(days) if days < 0 => "its renewal is overdue".into(),
+            Some(0) => "its renewal is due today".into(),
             Some(days) => format!("its renewal is due in {days} days"),
             None => "nothing here says when it is renewed".into(),
         };
@@ -164,13 +250,15 @@ pub fn lines(seen: &Seen) -> Vec<(&'static str, Level, String)> {
         lines.push(("backup", Level::Quiet, format!("{}, {} ago{proven}", backup.id, spoken(backup.age_s))));
     }
     let ((made, allowed, window), (failed, most)) = (seen.restarts, seen.attempts);
-    if made + failed + seen.failures > 0 {
-        let budget = format!(
-            "{made} of {allowed} restarts in {}, {failed} of {most} recoveries failed in a row, {} checks in a row without service",
-            spoken(window),
-            seen.failures
-        );
-        lines.push(("budget", Level::Quiet, budget));
+    let checks = if seen.failures == 1 { "check" } else { "checks" };
+    let used = [
+        (made, format!("{made} of {allowed} restarts in {}", spoken(window))),
+        (failed, format!("{failed} of {most} recoveries failed in a row")),
+        (seen.failures, format!("{} {checks} in a row without service", seen.failures)),
+    ];
+    let used: Vec<String> = used.into_iter().filter(|(count, _)| *count > 0).map(|(_, words)| words).collect();
+    if !used.is_empty() {
+        lines.push(("budget", Level::Quiet, used.join(", ")));
     }
     lines
 }
@@ -230,7 +318,7 @@ mod tests {
     }
 
     fn screen(seen: Seen, colour: bool) -> String {
-        draw(&Host { clusters: vec![seen], ..Host::default() }, colour)
+        draw(&Host { clusters: vec![seen], ..Host::default() }, &Paper { colour, columns: None })
     }
 
     #[test]
@@ -308,7 +396,7 @@ mod tests {
             restarts: (5, 5, 300),
             ..Served::default()
         };
-        let draw = |served| draw(&Host { services: vec![served], ..Host::default() }, false);
+        let draw = |served| draw(&Host { services: vec![served], ..Host::default() }, &Paper::default());
         let ill = draw(served("needs you", "the answer is 500"));
         for part in [
             "shop         NEEDS YOU   shop.service, so for 7s",
@@ -322,8 +410,34 @@ mod tests {
     }
 
     #[test]
+    fn on_a_terminal_no_line_is_longer_than_it_and_no_word_is_lost() {
+        let words =
+            "disk_data: 91 % used: remove what is not needed, or make the volume larger, before it is full at night";
+        let check = |message: &str| Check { message: message.into(), ..Default::default() };
+        let mut ill = Seen { checks: vec![check(words)], day: vec![Some(100); 48], ..seen() };
+        ill.day[3] = Some(0);
+        let host = Host { clusters: vec![ill], ..Host::default() };
+        let text = draw(&host, &Paper { colour: false, columns: Some(80) });
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(text.contains("  █▁█") && text.lines().last().unwrap().starts_with(&" ".repeat(15)), "{text}");
+        let told: Vec<&str> = text.split_whitespace().collect();
+        assert!(told.join(" ").contains(words), "{text}");
+        assert!(draw(&host, &Paper::default()).contains(words));
+    }
+
+    #[test]
+    fn what_has_no_room_on_the_screen_is_counted() {
+        assert_eq!(cut("a\nb\nc\n", Some(4)), "a\nb\nc\n");
+        assert_eq!(cut("a\nb\nc\nd\n", Some(4)), "a\nb\n2 more lines: pg-status\n");
+        assert_eq!(cut("a\n", None), "a\n");
+    }
+
+    #[test]
     fn a_unit_that_does_not_run_is_named() {
         let host = Host { units: vec![("pg-watchdog.service".into(), "failed".into())], ..Host::default() };
-        assert!(draw(&host, false).ends_with("pg-watchdog.service is failed: systemctl status pg-watchdog.service\n"));
+        assert!(
+            draw(&host, &Paper::default())
+                .ends_with("pg-watchdog.service is failed: systemctl status pg-watchdog.service\n")
+        );
     }
 }

@@ -7,7 +7,8 @@ use shared::exit::Code;
 use shared::service::{self, Known};
 use shared::{Error, Result, log as out};
 
-use crate::{facts, is_coloured, screen};
+use crate::facts;
+use crate::screen::{self, Paper};
 
 pub fn run(args: &Args) -> Result<Code> {
     let config = args.load_config()?;
@@ -20,7 +21,7 @@ pub fn run(args: &Args) -> Result<Code> {
     } else if services.is_empty() {
         "no service is configured: [[service]] in pg-recovery.toml(5)\n".into()
     } else {
-        screen::of_services(&services, is_coloured())
+        screen::of_services(&services, &Paper::of_stdout())
     };
     out::print(&text)?;
     Ok(Code::Ok)
