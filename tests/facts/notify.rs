@@ -234,6 +234,55 @@ facts_on_both_suites! {
         assert_eq!(kinds_of_checks(), ["\"trouble\"", "\"over\""]);
     }
 
+    fn each_channel_gets_what_it_is_for_and_what_has_time_waits_for_the_end_of_the_night(suite: Suite) {
+        let configuration = |hours: &str, health: &str| {
+            let channel = |kind: &str| {
+                let url = format!("url = \"http://127.0.0.1:8080/{kind}\"");
+                format!("[[notify.channel]]\nname = \"{kind}\"\nkind = \"{kind}\"\nseverity = \"critical\"\n{url}\n")
+            };
+            format!(
+                "{health}[notify]\ndelay = \"0s\"\ncalm = \"1s\"\nquiet_hours = \"{hours}\"\n{WEBHOOK}{}{}",
+                channel("slack"),
+                channel("ntfy")
+            )
+        };
+        let host = boot(suite, &configuration("", ""));
+        let night = host.sh("echo $(date -d '1 hour ago' +%H:%M)-$(date -d '2 hours' +%H:%M)");
+        host.configure(&configuration(&night, ""));
+        receive(&host, 200);
+        host.sh("systemctl stop pg-health-check.timer");
+        faults::p1_postmaster_killed::inject(&host);
+        host.wait_until("it is healed", SOON, || host.recoveries().last().is_some_and(|r| r["outcome"] == "recovered"));
+        host.wait_until("that waits to be told", SOON, || {
+            look(&host);
+            host.sh("pg-notify list").contains("healed")
+        });
+        look(&host);
+        assert_eq!(received(&host), Vec::<String>::new(), "it has time");
+
+        // Somebody is needed: told on every channel, whatever the hour.
+        host.configure(&configuration(&night, "[health]\ndisk_warn = 0\ndisk_fail = 0\n"));
+        host.start_and_wait("pg-health-check.service");
+        let to = |path: &str| received(&host).into_iter().filter(|line| line.starts_with(&format!("POST {path} "))).collect::<Vec<_>>();
+        host.wait_until("it is told", SOON, || {
+            look(&host);
+            ["/hook", "/slack", "/ntfy"].iter().all(|path| !to(path).is_empty())
+        });
+        assert_eq!((to("/hook").len(), to("/slack").len(), to("/ntfy").len()), (1, 1, 1), "{:?}", received(&host));
+        let chat: Value = serde_json::from_str(to("/slack")[0].trim_start_matches("POST /slack - ")).expect("it is JSON");
+        let text = chat["text"].as_str().expect("a text");
+        assert!(text.starts_with("*pghost: ") && text.contains("disk"), "{text}");
+        assert!(to("/ntfy")[0].contains("disk") && !to("/ntfy")[0].contains('{'), "{:?}", to("/ntfy"));
+
+        // The night is over.
+        host.configure(&configuration("", "[health]\ndisk_warn = 0\ndisk_fail = 0\n"));
+        host.wait_until("what has waited is told", SOON, || {
+            look(&host);
+            to("/hook").iter().any(|line| line.contains("healed"))
+        });
+        assert_eq!((to("/slack").len(), to("/ntfy").len()), (1, 1), "which is not what they are for");
+    }
+
     fn a_unit_that_has_failed_is_told(suite: Suite) {
         let host = boot(suite, WEBHOOK);
         receive(&host, 200);
