@@ -150,7 +150,8 @@ fn missing_after_the_disk_is_destroyed(host: &Host, (before, with): (&str, &str)
     let said = host.sh(&format!("pg-backup restore --latest --to {}", host.data_directory()));
     let (_, in_place) = said.split_once("To put it in the place").expect("it says how");
     for command in in_place.lines().filter(|line| line.starts_with("  ")) {
-        host.sh(command);
+        // A stop is canceled where pg-watchdog starts the server, now that there is one, at the same instant.
+        host.wait_until(command, SOON, || host.run(command).success());
     }
     host.wait_until("the restored cluster is a primary", SOON, || {
         host.try_psql("SELECT pg_is_in_recovery()").stdout.trim() == "f"
