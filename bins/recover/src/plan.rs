@@ -137,6 +137,8 @@ fn name<S: serde::Serializer>(step: &Step, s: S) -> Result<S::Ok, S::Error> {
 pub fn plan(facts: &Facts, diagnosis: &Diagnosis, tried: &[Step]) -> Vec<Planned> {
     let class = diagnosis.fault.class();
     let steps = ladder(facts, &diagnosis.fault);
+    // What was tried before files could be read may have failed for that alone.
+    let tried = &tried[tried.iter().rposition(|step| *step == Step::RestoreMode).unwrap_or(0)..];
     steps
         .into_iter()
         // What comes after one that rests relies on it.
@@ -769,6 +771,10 @@ mod tests {
     fn a_failed_start_is_not_repeated_until_something_else_was_done() {
         assert_eq!(decide(&killed(), &[Step::Start]).1, Vec::<&str>::new());
         assert_eq!(decide(&killed(), &[Step::Start, Step::RestoreMode]).1, ["start"]);
+        let lost = control_lost(Facts { obstacles: obstacle("S9"), ..killed() });
+        assert_eq!(decide(&lost, &[Step::RestoreControlFile]), ("S9", vec!["start"]));
+        let readable_again = [Step::RestoreControlFile, Step::Start, Step::RestoreMode];
+        assert_eq!(decide(&lost, &readable_again), ("S9", vec!["restore-control-file", "start"]));
         let unknown = Facts { started_by_us: true, failure: Some(("new words".into(), None)), ..killed() };
         assert_eq!(decide(&unknown, &[Step::Start]), ("unknown", vec![]));
     }
