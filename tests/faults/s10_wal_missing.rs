@@ -18,12 +18,11 @@ pub const STAGED: &[Staged] = &[Staged {
     deadline: Duration::from_secs(60),
 }];
 
-/// Moves all WAL and what pg-watchdog has recorded away, and kills the postmaster in one go.
+/// Moves all WAL and what pg-watchdog has recorded away, and the server dies.
 fn inject(host: &Host) {
     let (data, away) = (host.data_directory(), "/var/lib/postgresql/wal.away");
     let evidence = "rm -rf /var/lib/pg-recovery/evidence/* /run/pg-recovery/evidence/*";
-    host.sh(&format!(
-        "mkdir {away} && systemctl stop pg-watchdog && {evidence} && mv {data}/pg_wal/0* {away} && kill -KILL {} && systemctl start pg-watchdog",
-        host.postmaster_pid()
-    ));
+    host.sh("systemctl stop pg-watchdog");
+    host.server_dies_while(&format!("mkdir {away} && {evidence} && mv {data}/pg_wal/0* {away}"));
+    host.sh("systemctl start pg-watchdog");
 }

@@ -24,7 +24,7 @@ pub const STAGED: &[Staged] = &[Staged {
     deadline: Duration::from_secs(60),
 }];
 
-/// Commits a row into a new segment, then removes that segment and kills the postmaster in one go. Returns the lost row's id
+/// Commits a row into a new segment, then removes that segment, and the server dies. Returns the lost row's id
 /// in the table `tail`, and the path of a copy of the segment, as an archive would have it.
 pub fn inject(host: &Host, before_the_crash: impl FnOnce()) -> (i64, String) {
     host.psql("CREATE TABLE IF NOT EXISTS tail (id bigint)");
@@ -35,8 +35,6 @@ pub fn inject(host: &Host, before_the_crash: impl FnOnce()) -> (i64, String) {
     let path = format!("{}/pg_wal/{segment}", host.data_directory());
     let copy = format!("/var/lib/postgresql/{segment}.kept");
     before_the_crash();
-    // The server still holds the removed file open, so this is what the disk looks like after the crash; and nothing has
-    // time to start the server in between.
-    host.sh(&format!("cp -a {path} {copy} && rm {path} && kill -9 {}", host.postmaster_pid()));
+    host.server_dies_while(&format!("cp -a {path} {copy} && rm {path}"));
     (1, copy)
 }

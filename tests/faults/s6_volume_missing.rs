@@ -17,10 +17,8 @@ pub const STAGED: &[Staged] = &[Staged {
     deadline: Duration::from_secs(180),
 }];
 
-/// Puts an empty folder in place of the data directory, as a bare mount point is, and kills the postmaster.
+/// Puts an empty folder in place of the data directory, as a bare mount point is, and the server dies.
 fn inject(host: &Host) {
-    let (data, postmaster) = (host.data_directory(), host.postmaster_pid());
-    host.sh(&format!(
-        "mv {data} {data}.elsewhere && install -d -o postgres -g postgres -m 700 {data} && kill -KILL {postmaster}"
-    ));
+    let data = host.data_directory();
+    host.server_dies_while(&format!("mv {data} {data}.elsewhere && install -d -o postgres -g postgres -m 700 {data}"));
 }

@@ -32,13 +32,9 @@ pub const STAGED: &[Staged] = &[Staged {
     deadline: Duration::from_secs(60),
 }];
 
-/// Removes these folders of the data directory, with what is in them, and kills the postmaster in one go. They are kept
+/// Removes these folders of the data directory, with what is in them, and the server dies. They are kept
 /// beside the data directory.
 pub fn inject(host: &Host, folders: &[&str]) {
     let (data, aside) = (host.data_directory(), "/var/lib/postgresql/kept");
-    host.sh(&format!(
-        "mkdir -p {aside} && cd {data} && mv {} {aside}/ && kill -KILL {}",
-        folders.join(" "),
-        host.postmaster_pid()
-    ));
+    host.server_dies_while(&format!("mkdir -p {aside} && cd {data} && mv {} {aside}/", folders.join(" ")));
 }

@@ -771,7 +771,8 @@ mod tests {
     fn a_failed_start_is_not_repeated_until_something_else_was_done() {
         assert_eq!(decide(&killed(), &[Step::Start]).1, Vec::<&str>::new());
         assert_eq!(decide(&killed(), &[Step::Start, Step::RestoreMode]).1, ["start"]);
-        let lost = control_lost(Facts { obstacles: obstacle("S9"), ..killed() });
+        let lost =
+            Facts { control: Err(ControlError::Missing), control_copy: Ok(()), obstacles: obstacle("S9"), ..killed() };
         assert_eq!(decide(&lost, &[Step::RestoreControlFile]), ("S9", vec!["start"]));
         let readable_again = [Step::RestoreControlFile, Step::Start, Step::RestoreMode];
         assert_eq!(decide(&lost, &readable_again), ("S9", vec!["restore-control-file", "start"]));
