@@ -360,6 +360,7 @@ facts_on_both_suites! {
             &["postmaster.pid emptied under a running server", "backend killed"],
             &["pg_control lost with the power", "wrong mode of the data directory, and a restart"],
             &["pg_control removed under a running server", "wrong owner of the data directory, and a restart"],
+            &["socket removed with its directory", "postmaster.pid replaced under a running server"],
             &["pg_control damaged, and the postmaster killed", "wrong owner of the data directory, and a restart"],
         ] {
             let (_, gap) = faults::overlapping::overlap(&host, faults::overlapping::named(names));

@@ -205,8 +205,8 @@ fn running(facts: &Facts, config: &Config, evidence: &mut Vec<String>) -> Fault 
     match &facts.connection {
         // Silent, or without its sockets because the signal met it while it was starting or stopping.
         _ if postmaster.is_stopped() && !answered => Fault::Stopped,
-        // A server that ends takes its sockets and its lock file away itself.
-        _ if facts.lock_file_lost && (may_be_ending || !(answered || silent)) => {
+        // A server that ends takes its sockets and its lock file away itself, and is gone a moment later.
+        _ if facts.lock_file_lost && (may_be_ending || !(answered || silent || facts.waited)) => {
             evidence.push("postmaster.pid is not its own, and it is on its way out or has just begun".into());
             Fault::Settling
         }

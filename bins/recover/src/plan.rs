@@ -449,6 +449,11 @@ mod tests {
             (garbage, "P6", &["set-lock-file-aside", "start"]),
             (recycled, "P7", &["set-lock-file-aside", "start"]),
             (gone(), "P8", &["put-lock-file-back", "stop-fast", "start"]),
+            (
+                Facts { connection: Err(Refusal::NoSocket), waited: true, ..gone() },
+                "P8",
+                &["put-lock-file-back", "stop-fast", "start"],
+            ),
             (gone_in_a_start_that_waits, "P8", &["put-lock-file-back", "stop-fast", "start"]),
             (gone_without_copy, "P8", &["stop-fast", "start"]),
             (orphans, "P9", &["end-orphans", "start"]),
