@@ -111,6 +111,8 @@ facts_on_both_suites! {
             look(&host);
             host.sh("pg-notify list") == "nothing to tell"
         });
+        // A check in the middle of it would tell the trouble first.
+        host.sh("systemctl stop pg-health-check.timer pg-health-check.service");
         faults::c1_bad_postgresql_conf::inject(&host);
         host.wait_until("it is told", TRIES, || messages(&host).len() == 2);
         let message = messages(&host).remove(1);
