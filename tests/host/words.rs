@@ -484,6 +484,11 @@ impl Host {
         self.ledger_of("postgres")
     }
 
+    /// The same with less to do for the computer: the figures of somebody else are taken on it at the same time.
+    pub fn ledger_of_rare_sessions(&self) -> Ledger {
+        Ledger::start(self, &self.main_cluster(), &["--fresh-sessions", "--rate-ms", "50"])
+    }
+
     /// The same as the application's own role, which may log in without a password.
     pub fn ledger_of(&self, role: &str) -> Ledger {
         // A session costs ten milliseconds of a CPU: one after the other would keep half of one busy.
