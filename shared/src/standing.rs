@@ -17,7 +17,7 @@ use crate::counter::Counter;
 use crate::error::Result;
 use crate::state::State;
 use crate::unit::{self, UnitState};
-use crate::{deadline, pause, process};
+use crate::{deadline, evidence, pause, process};
 
 /// `/var/lib/pg-recovery/recover/16-main.json`, written by pg-recover.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -35,7 +35,7 @@ pub struct Verdict {
     pub told: Option<Stamp>,
     /// Nothing more is tried until `pg-recover reset`.
     pub manual: bool,
-    /// pg-recover stopped it and was to start it again.
+    /// pg-recover stopped it, or pg-watchdog its start, and was to start it again.
     pub stopped_by_us: bool,
     /// Class of the fault that was handed over last; an alarm is raised once for each.
     pub handed_over: String,
@@ -73,6 +73,18 @@ impl Verdict {
         self.approved.iter().filter(|approval| approval.always).cloned().collect()
     }
 
+    /// What is left of it when the cluster is well.
+    pub fn past(&self) -> Verdict {
+        Verdict {
+            recoveries: self.recoveries.clone(),
+            disturbed: self.disturbed.clone(),
+            told: self.told.clone(),
+            reset: self.reset.clone(),
+            approved: self.lasting_approvals(),
+            ..Verdict::default()
+        }
+    }
+
     /// The cluster was well after this was written. `seen` is when it last answered.
     pub fn is_past(&self, seen: Option<&Stamp>, config: &Config, now: &Stamp) -> bool {
         let is_open = self.answered && now.since(&self.at) < config.watchdog.quiet;
@@ -82,6 +94,16 @@ impl Verdict {
 
 pub fn verdict(cluster: &str) -> State<Verdict> {
     State::load(&format!("recover/{}.json", crate::cluster::file_name(cluster)))
+}
+
+/// The same without what is past, but for the word that only a person takes back.
+pub fn present_verdict(cluster: &str, config: &Config) -> State<Verdict> {
+    let mut verdict = verdict(cluster);
+    let seen = evidence::load(cluster).map(|evidence| evidence.at);
+    if verdict.value.is_past(seen.as_ref(), config, &Stamp::now()) {
+        verdict.value = Verdict { manual: verdict.value.manual, ..verdict.value.past() };
+    }
+    verdict
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -134,7 +156,7 @@ pub fn of(cluster: &Cluster, config: &Config, unit: &UnitState, umbrella: Option
     if let Some(why) = not_meant(cluster.start, unit, umbrella) {
         return Standing::Left(why);
     }
-    let verdict = verdict(&cluster.name()).value;
+    let verdict = present_verdict(&cluster.name(), config).value;
     if verdict.manual {
         return Standing::Left(format!(
             "was handed over: manual intervention required; pg-recover reset --cluster {} ends this",

@@ -302,6 +302,25 @@ facts_on_both_suites! {
         host.wait_for_journal(ME, "systemd goes on waiting for it: ending that start", SOON);
         ledger.wait_for_commits_within(50, Duration::from_secs(180));
         ledger.stop_and_check().assert_nothing_lost();
+        let word = host.file(&format!("/var/lib/pg-recovery/recover/{}-main.json", host.version()));
+        host.wait_until("a stop would be somebody's wish", SOON, || word.read().replace(' ', "").contains("\"stopped_by_us\":false"));
+    }
+
+    fn a_start_that_was_ended_is_no_stop_on_purpose_where_pg_recover_has_to_make_the_next_one(host: Host) {
+        host.wait_until_settled();
+        let ledger = host.ledger();
+        ledger.wait_for_commits(100);
+        faults::h2_long_crash_recovery::inject_by_kill(&host, 4);
+        host.sh(&format!(
+            "cd {} && until S=$(pgrep -f '[s]tartup recovering'); do sleep 0.01; done; kill -STOP $S
+             rm -r pg_notify && kill -9 $(head -1 postmaster.pid)",
+            host.data_directory()
+        ));
+        host.wait_for_journal(ME, "systemd goes on waiting for it: ending that start", SOON);
+        host.wait_for_journal("pg-recover", "make-folders ok", SOON);
+        ledger.wait_for_commits_within(50, Duration::from_secs(180));
+        ledger.stop_and_check().assert_nothing_lost();
+        host.journal_of(ME).does_not_say("after 3 checks");
     }
 
     fn a_busy_server_is_never_restarted(host: Host) {

@@ -103,6 +103,10 @@ pub fn overlap(host: &Host, acts: Vec<(Duration, Act)>) -> (usize, Duration) {
     assert!(host.assert_nothing_forbidden() > 0, "{what}: nothing was traced");
     let how: Vec<String> =
         records.iter().map(|r| format!("{} {}", r["fault"], r["outcome"]).replace('"', "")).collect();
+    // A wait to be looked into.
+    if tally.longest_gap() > Duration::from_secs(60) {
+        eprintln!("{what}: {}", host.run("journalctl --no-pager --output short-precise --lines 1000").stdout);
+    }
     println!("{what}: {:.1} s without a commit; {}", tally.longest_gap().as_secs_f64(), how.join(", "));
     (names.iter().filter(|name| !name.starts_with('(')).count(), tally.longest_gap())
 }

@@ -150,12 +150,8 @@ impl<'a> Recovery<'a> {
     fn new(cluster: &'a Cluster, config: &'a Config, held: Lock) -> Self {
         let name = cluster.name();
         let id = record::new_id(&name);
-        let mut verdict = standing::verdict(&name);
+        let verdict = standing::present_verdict(&name, config);
         let recorded = evidence::load(&name);
-        // What came before is past then, but for the word that only a person takes back.
-        if verdict.value.is_past(recorded.as_ref().map(|evidence| &evidence.at), config, &Stamp::now()) {
-            verdict.value = Verdict { manual: verdict.value.manual, ..past(&verdict.value) };
-        }
         let memory = Memory::of(&name, config, &verdict.value);
         let asked = health::state(&name).value.failures >= config.health.max_failures;
         let record = Record {
@@ -344,7 +340,7 @@ impl<'a> Recovery<'a> {
 
     /// What ailed it before is past.
     fn forget(&mut self) {
-        let past = past(&self.verdict.value);
+        let past = self.verdict.value.past();
         if self.verdict.value != past {
             self.verdict.value = past;
             self.verdict.save_or_warn();
@@ -406,7 +402,7 @@ impl<'a> Recovery<'a> {
                 Unproven::Lost(why) => self.require_a_person(&why, "manual"),
             };
         }
-        self.verdict.value = past(&self.verdict.value);
+        self.verdict.value = self.verdict.value.past();
         // What was mended under a server that ran on is no reason to stop healing when it dies.
         if self.tried.contains(&Step::Start) {
             self.verdict.value.recoveries.add(Stamp::now());
@@ -527,17 +523,5 @@ impl<'a> Recovery<'a> {
     fn finish(&mut self, outcome: &str, code: Code) -> Code {
         self.record.close(outcome, self.began.elapsed());
         code
-    }
-}
-
-/// What is left of a verdict when the cluster is well.
-fn past(verdict: &Verdict) -> Verdict {
-    Verdict {
-        recoveries: verdict.recoveries.clone(),
-        disturbed: verdict.disturbed.clone(),
-        told: verdict.told.clone(),
-        reset: verdict.reset.clone(),
-        approved: verdict.lasting_approvals(),
-        ..Verdict::default()
     }
 }

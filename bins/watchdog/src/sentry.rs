@@ -457,9 +457,9 @@ impl Sentry {
                 self.hand_over("start-failed", &format!("{} could not be started", self.cluster.unit));
                 Ok(Next::Wait)
             }
-            // A run of pg-recover was ended between a stop and the start that was to follow.
-            End::Clean if self.verdict().stopped_by_us => {
-                self.hand_over("P2", "pg-recover stopped it and did not come to start it again");
+            // A run of pg-recover, or this program, was ended between a stop and the start that was to follow.
+            End::Clean | End::Immediate | End::Down if self.verdict().stopped_by_us => {
+                self.hand_over("P2", "it was stopped to be started again, and has not been");
                 Ok(Next::Wait)
             }
             End::Clean => {
@@ -479,9 +479,7 @@ impl Sentry {
 
     /// What pg-recover last left word of, as far as it is about the present fault.
     fn verdict(&self) -> Verdict {
-        let verdict = standing::verdict(&self.name).value;
-        let seen = shared::evidence::load(&self.name).map(|evidence| evidence.at);
-        if verdict.is_past(seen.as_ref(), &self.config, &Stamp::now()) { Verdict::default() } else { verdict }
+        standing::present_verdict(&self.name, &self.config).value
     }
 
     /// A postmaster that dies while pg_ctlcluster waits for it may leave processes behind; systemd then waits for a PID
@@ -514,6 +512,10 @@ impl Sentry {
             log::warn!(MESSAGE_ID = FAULT, PG_CLUSTER = name.as_str(), PG_FAULT = "P1";
                 "the postmaster of cluster {name} died while it was started, and systemd goes on waiting for it: \
                  ending that start");
+            // A stopped unit is somebody's wish, unless there is word of this: the start that follows may be for pg-recover.
+            let mut verdict = standing::present_verdict(&name, &self.config);
+            (verdict.value.stopped_by_us, verdict.value.at) = (true, Stamp::now());
+            verdict.save_or_warn();
             shared::unit::stop(&self.cluster.unit)?;
         }
         Ok(())
@@ -557,8 +559,15 @@ impl Sentry {
             }
         };
         let tried = restart::restart(&self.post, &self.cluster, &self.config, &mut self.budget, &mut incident).await?;
-        if !matches!(tried, Tried::Later(_)) {
-            self.seen.died_starting = false;
+        if !matches!(tried, Tried::Later(_)) && std::mem::take(&mut self.seen.died_starting) {
+            // It is meant to run until somebody stops it again, which would be that one's wish.
+            if matches!(tried, Tried::Accepting | Tried::Coming)
+                && let Ok(Some(_held)) = Lock::try_take(&self.name)
+            {
+                let mut verdict = standing::verdict(&self.name);
+                verdict.value.stopped_by_us = false;
+                verdict.save_or_warn();
+            }
         }
         Ok(match tried {
             Tried::Accepting => {
