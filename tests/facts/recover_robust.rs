@@ -224,6 +224,8 @@ facts_on_both_suites! {
                 host.wait_until("the lock file is saved", SOON, || copy.read_bytes() == original.read_bytes());
                 host.sh("systemctl stop pg-watchdog.service");
                 ledger.wait_for_commits(20);
+                // systemd would wait for ever for a server that dies before pg_ctlcluster has said that it is up.
+                host.wait_for_state(&host.unit(), "active", SOON);
                 inject(&host);
                 let run = faults::t3_killed_inside_a_step::run(&host, folder, after);
                 let was_killed = run.status == 137;

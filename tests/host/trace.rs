@@ -1,6 +1,6 @@
 //! What the programs that act do to files, processes and programs, as strace sees it, and what of it they must never do.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -93,14 +93,15 @@ pub(crate) fn forbidden_acts(root: &Path) -> (Vec<String>, usize) {
 /// The lines of a trace that show a forbidden act: a file of pg_wal removed, renamed or cut, a program that can destroy data,
 /// a signal to a process that is neither PostgreSQL's nor its own or its command's, which are in the trace themselves.
 fn forbidden(trace: &str) -> Vec<String> {
+    let trace = whole_calls(trace);
     // A pidfd is opened, its process looked at, and only then a signal sent.
     let servers: HashSet<&str> = trace
-        .lines()
+        .iter()
         .filter_map(|line| line.split_once("pidfd_open(")?.1.split_once("<postgres>"))
         .map(|(pid, _)| pid)
         .collect();
-    let traced: HashSet<&str> = trace.lines().filter_map(|line| line.split(['<', ' ']).next()).collect();
-    let is_forbidden = |line: &&str| {
+    let traced: HashSet<&str> = trace.iter().map(|line| pid(line)).collect();
+    let is_forbidden = |line: &String| {
         // PID<program> call(arguments) = result
         let Some((call, arguments)) = line.split_once('(') else { return false };
         let call = call.rsplit(' ').next().unwrap_or_default();
@@ -122,7 +123,30 @@ fn forbidden(trace: &str) -> Vec<String> {
             _ => arguments.contains("pg_wal"),
         }
     };
-    trace.lines().filter(is_forbidden).map(str::to_owned).collect()
+    trace.iter().filter(|line| is_forbidden(line)).cloned().collect()
+}
+
+/// Each call in one line. Where another process comes between the beginning and the end of a call, strace writes them apart:
+/// `PID<program> call(arguments <unfinished ...>` and `PID<program> <... call resumed>) = result`.
+fn whole_calls(trace: &str) -> Vec<String> {
+    let (mut calls, mut begun) = (Vec::<String>::new(), HashMap::new());
+    for line in trace.lines() {
+        if let Some(beginning) = line.strip_suffix(" <unfinished ...>") {
+            begun.insert(pid(line), calls.len());
+            calls.push(beginning.to_owned());
+        } else if let Some((_, end)) = line.split_once(" resumed>")
+            && let Some(place) = begun.remove(pid(line))
+        {
+            calls[place].push_str(end);
+        } else {
+            calls.push(line.to_owned());
+        }
+    }
+    calls
+}
+
+fn pid(line: &str) -> &str {
+    line.split(['<', ' ']).next().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -141,16 +165,23 @@ mod tests {
 14<systemctl> execve("/usr/bin/systemctl", ["systemctl"], 0x7f) = 0
 12<pg-recover> kill(-14, SIGTERM) = 0
 12<pg-recover> unlink("/var/lib/postgresql/17/main/postmaster.pid.12") = 0
+12<pg-recover> pidfd_send_signal(4<anon_inode:[pidfd]>, SIGCONT, NULL, 0 <unfinished ...>
+14<systemctl> kill(78<sleep>, 0 <unfinished ...>
+12<pg-recover> <... pidfd_send_signal resumed>) = -1 ESRCH (No such process)
+14<systemctl> <... kill resumed>)         = 0
 "#;
         assert_eq!(forbidden(allowed), Vec::<String>::new());
         for line in [
             r#"12<pg-recover> execve("/usr/lib/postgresql/17/bin/pg_resetwal", ["pg_resetwal"], 0x7f) = 0"#,
             r#"12<pg-recover> kill(78<sleep>, SIGTERM) = 0"#,
             r#"12<pg-recover> pidfd_send_signal(5<pid:78>, SIGINT, NULL, 0) = 0"#,
+            r#"12<pg-recover> pidfd_send_signal(4<anon_inode:[pidfd]>, SIGCONT, NULL, 0"#,
             r#"12<pg-recover> unlinkat(4</var/lib/postgresql/17/main/pg_wal>, "000000010000000000000001", 0) = 0"#,
             r#"12<pg-recover> rename("/var/lib/postgresql/17/main/pg_wal/1", "/tmp/1") = 0"#,
         ] {
             assert_eq!(forbidden(line), [line]);
+            // And when it is cut short.
+            assert_eq!(forbidden(&format!("{line} <unfinished ...>")), [line]);
         }
     }
 }
