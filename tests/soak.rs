@@ -64,16 +64,16 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options, lexop
 /// A fault that is not healed in spite of everything does not keep the others from being tried.
 fn at_every_step(suite: Suite, only: &str) {
     let mut failed = Vec::new();
-    for fault in faults::all().filter(|fault| fault.name.contains(only)) {
+    for ladder in faults::at_every_step::all().filter(|ladder| ladder.name.contains(only)) {
         let host = Host::boot(suite);
-        match catch_unwind(AssertUnwindSafe(|| fault.heal_at_every_step(&host))) {
+        match catch_unwind(AssertUnwindSafe(|| ladder.climb(&host))) {
             Ok((killed, full)) => println!(
                 "{}: {} {}: killed before each of {killed} steps, state disk full at each of {full} uses: healed, 0 commits lost",
                 suite.name(),
-                fault.class,
-                fault.name
+                ladder.class,
+                ladder.name
             ),
-            Err(_) => failed.push(fault.name),
+            Err(_) => failed.push(ladder.name),
         }
     }
     assert!(failed.is_empty(), "{}: not healed: {failed:?}", suite.name());

@@ -32,14 +32,9 @@ fn healed(host: &Host, ledger: Ledger, fault: &str, within: Duration) {
 /// Loses the newest WAL segment in a crash, and waits until that is handed over. Returns the lost row's id and the copy's path.
 #[track_caller]
 fn lose_wal(host: &Host) -> (i64, String) {
-    // The flushed position is recorded once a second; only what was recorded can be missed.
-    let recorded = host.file(&format!("/run/pg-recovery/evidence/{}-main.json", host.version()));
-    let position = || serde_json::from_str::<serde_json::Value>(&recorded.read()).map(|e| e["flush_lsn"].as_u64());
     let before = host.recoveries().len();
-    let lost = faults::s11_newest_wal_removed::inject(host, || {
-        let flushed: u64 = host.psql("SELECT pg_current_wal_flush_lsn() - '0/0'").parse().expect("a number");
-        host.wait_until("the position is recorded", SOON, || position().is_ok_and(|at| at >= Some(flushed)));
-    });
+    let lost =
+        faults::s11_newest_wal_removed::inject(host, || faults::s11_newest_wal_removed::wait_until_recorded(host));
     host.wait_for_journal("pg-recover", "a start would lose commits", SOON);
     host.wait_until("it is on record", SOON, || {
         host.recoveries().iter().skip(before).any(|r| r["fault"] == "S11" && r["outcome"] == "manual")

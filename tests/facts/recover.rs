@@ -207,9 +207,14 @@ facts_on_both_suites! {
         host.wait_for_state(&host.unit(), "failed", SOON);
         faults::o1_package_manager::inject(&host);
         leaves_it_alone(&host, "while the package manager runs");
-        // apt waits for a recovery when it removes this package: what that recovery has stopped it must start again.
-        let state = serde_json::json!({"version": 1, "serial": 1, "stopped_by_us": true, "at": later(&host)});
-        host.file(&format!("/var/lib/pg-recovery/recover/{}-main.json", host.version())).write(state.to_string());
+        // apt waits for a recovery when it removes this package: what that recovery has stopped it must start again. What one has
+        // stopped before the server was last seen to answer is past.
+        let verdict = host.file(&format!("/var/lib/pg-recovery/recover/{}-main.json", host.version()));
+        let mut state = serde_json::json!({"version": 1, "serial": 1, "stopped_by_us": true});
+        verdict.write(state.to_string());
+        leaves_it_alone(&host, "while the package manager runs");
+        state["at"] = later(&host);
+        verdict.write(state.to_string());
         assert_eq!(recover(&host), 0);
         assert!(host.is_accepting());
     }

@@ -206,7 +206,7 @@ facts_on_both_suites! {
         let ledger = host.ledger_of_fresh_sessions();
         ledger.wait_for_commits(20);
         let postmaster = host.postmaster_pid();
-        faults::s5_disk_error::inject_flushes_of_a_table(&host);
+        faults::s5_disk_error::inject_flushes_of(&host, "ledger");
         let told = handed_over(&host, "S5");
         assert!(told.contains("journalctl -k"), "{told}");
         assert_eq!((host.postmaster_pid(), starts(&host)), (postmaster, 0));

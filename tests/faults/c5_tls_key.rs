@@ -24,13 +24,17 @@ pub const STAGED: &[Staged] = &[Staged {
 
 /// Gives the server a pair of its own in the data directory, and starts it with that. Returns the path of the key.
 pub fn prepare(host: &Host) -> String {
-    let data = host.data_directory();
     make(host, "server.key");
+    serve_own(host);
+    host.sh(&format!("systemctl restart {}", host.unit()));
+    format!("{}/server.key", host.data_directory())
+}
+
+/// Has the pair in the data directory served as soon as the configuration is loaded.
+pub fn serve_own(host: &Host) {
     for setting in ["ssl = on", "ssl_cert_file = 'server.crt'", "ssl_key_file = 'server.key'"] {
         host.psql(&format!("ALTER SYSTEM SET {setting}"));
     }
-    host.sh(&format!("systemctl restart {}", host.unit()));
-    format!("{data}/server.key")
 }
 
 /// A new certificate and key of which only the certificate arrives, a key that others may read, and a restart.

@@ -9,8 +9,9 @@
 use std::any::Any;
 use std::time::{Duration, Instant};
 
-use crate::{Host, Output, Suite, Tally, poll_until};
+use crate::{Host, Suite, Tally, poll_until};
 
+pub mod at_every_step;
 pub mod c1_bad_postgresql_conf;
 pub mod c2_bad_pg_hba_conf;
 pub mod c3_missing_preload_library;
@@ -272,47 +273,6 @@ pub struct Healing {
 }
 
 impl Fault {
-    /// Has pg-recover alone heal it again and again: killed before the first step, the second, and so on, and with a state disk that
-    /// is full from its first use on, the second, and so on. The next run finishes what a killed one has begun; a full disk keeps
-    /// none from its repair. Returns how often each was done.
-    #[track_caller]
-    pub fn heal_at_every_step(&self, host: &Host) -> (u32, u32) {
-        t1_state_file::prepare(host);
-        host.configure("[recover]\nmax_attempts = 100\nfast_stop_timeout = \"2s\"\nimmediate_stop_timeout = \"2s\"\n");
-        let mut killed = 0;
-        while self.is_interrupted(host, || {
-            let run = host.run(&format!("PG_RECOVERY_KILL_BEFORE_STEP={} pg-recover", killed + 1));
-            assert!(matches!(run.status, 0 | 137), "{}, killed before step {}: {run}", self.name, killed + 1);
-            run.status == 137
-        }) {
-            killed += 1;
-        }
-        let mut full = 0;
-        while self.is_interrupted(host, || {
-            let run = t1_state_file::run_while_it_fills_up(host, full + 1);
-            assert!(run.as_ref().is_none_or(Output::success), "{}, full at {}: {run:?}", self.name, full + 1);
-            run.is_some()
-        }) {
-            full += 1;
-        }
-        (killed, full)
-    }
-
-    /// Does it, has a recovery run that something happens to, and then another; says whether anything happened to the first.
-    fn is_interrupted(&self, host: &Host, first: impl FnOnce() -> bool) -> bool {
-        host.settle();
-        host.sh("systemctl stop pg-watchdog.service pg-health-check.timer pg-health-check.service");
-        let ledger = host.ledger_of_fresh_sessions();
-        ledger.wait_for_commits(20);
-        (self.inject)(host);
-        let interrupted = first();
-        host.start_and_wait("pg-recovery.service");
-        assert_eq!(host.property_of("pg-recovery.service", "ExecMainStatus"), "0", "{}", self.name);
-        ledger.wait_for_commits_within(20, self.deadline);
-        ledger.stop_and_check().assert_nothing_lost();
-        interrupted
-    }
-
     /// Does it to a host, which is settled first, under a client with a new session for each commit, and waits until that one
     /// commits again and the healing is on record as what it is.
     #[track_caller]

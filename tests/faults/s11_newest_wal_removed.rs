@@ -12,17 +12,18 @@ pub const STAGED: &[Staged] = &[Staged {
     imitates: "\"old logs\" tidied away, a disk that lied about a flush",
     is_not: "WAL from before the last checkpoint, which no start needs",
     prepare: |_| Box::new(()),
-    inject: |host, _| {
-        let recorded = host.file(&format!("/run/pg-recovery/evidence/{}-main.json", host.version()));
-        let position = || serde_json::from_str::<serde_json::Value>(&recorded.read()).ok()?["flush_lsn"].as_u64();
-        Box::new(inject(host, || {
-            let flushed: u64 = host.psql("SELECT pg_current_wal_flush_lsn() - '0/0'").parse().expect("a number");
-            host.wait_until("the position is recorded", Duration::from_secs(60), || position() >= Some(flushed));
-        }))
-    },
+    inject: |host, _| Box::new(inject(host, || wait_until_recorded(host))),
     end: End::OnRecord("manual", 0),
     deadline: Duration::from_secs(60),
 }];
+
+/// The flushed position is recorded once a second; only what was recorded can be missed.
+pub fn wait_until_recorded(host: &Host) {
+    let recorded = host.file(&format!("/run/pg-recovery/evidence/{}-main.json", host.version()));
+    let position = || serde_json::from_str::<serde_json::Value>(&recorded.read()).ok()?["flush_lsn"].as_u64();
+    let flushed: u64 = host.psql("SELECT pg_current_wal_flush_lsn() - '0/0'").parse().expect("a number");
+    host.wait_until("the position is recorded", Duration::from_secs(60), || position() >= Some(flushed));
+}
 
 /// Commits a row into a new segment, then removes that segment, and the server dies. Returns the lost row's id
 /// in the table `tail`, and the path of a copy of the segment, as an archive would have it.
