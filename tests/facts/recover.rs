@@ -219,6 +219,21 @@ facts_on_both_suites! {
         assert!(host.is_accepting());
     }
 
+    fn what_we_have_told_to_end_at_once_is_started_again_by_the_watchdog(host: Host) {
+        alone(&host);
+        let ledger = host.ledger();
+        ledger.wait_for_commits(50);
+        // As a run leaves it that is killed between a stop and the start.
+        let state = serde_json::json!({"version": 1, "serial": 1, "stopped_by_us": true, "at": later(&host)});
+        host.file(&format!("/var/lib/pg-recovery/recover/{}-main.json", host.version())).write(state.to_string());
+        host.signal(host.postmaster_pid(), Signal::SIGQUIT);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        host.sh("systemctl start pg-watchdog.service");
+        ledger.wait_for_commits_within(50, SOON);
+        ledger.stop_and_check().assert_nothing_lost();
+        host.journal_of("pg-watchdog").says("it was stopped to be started again, and has not been");
+    }
+
     fn a_standby_is_started_again_and_stays_a_standby(host: Host) {
         let standby = faults::o3_standby::inject(&host);
         alone(&host);
