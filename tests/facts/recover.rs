@@ -13,15 +13,6 @@ fn alone(host: &Host) {
     host.sh("systemctl stop pg-watchdog.service pg-health-check.timer pg-health-check.service");
 }
 
-/// A moment after everything that was recorded on this host.
-fn later(host: &Host) -> serde_json::Value {
-    // The unit may be told another boot ID than this shell; then it is both clocks that tell one boot.
-    let now = host.sh("cat /proc/sys/kernel/random/boot_id; date +%s.%N; cut -d ' ' -f 1 /proc/uptime");
-    let now: Vec<&str> = now.lines().collect();
-    let in_a_year = |seconds: &str| seconds.parse::<f64>().expect("a number") + 365.0 * 86_400.0;
-    serde_json::json!({"wall": in_a_year(now[1]), "boot": in_a_year(now[2]), "boot_id": now[0]})
-}
-
 /// Changes what pg-watchdog has recorded about the main cluster.
 fn change_evidence(host: &Host, key: &str, value: &serde_json::Value) {
     for path in [
@@ -44,7 +35,7 @@ fn asked_by_checks(host: &Host) {
         serde_json::json!({"version": 1, "serial": 1})
     };
     state["failures"] = 3.into();
-    state["at"] = later(host);
+    state["at"] = host.later();
     host.file(&name).write(state.to_string());
     host.sh(&format!("chown postgres: {name}"));
 }
@@ -213,7 +204,7 @@ facts_on_both_suites! {
         let mut state = serde_json::json!({"version": 1, "serial": 1, "stopped_by_us": true});
         verdict.write(state.to_string());
         leaves_it_alone(&host, "while the package manager runs");
-        state["at"] = later(&host);
+        state["at"] = host.later();
         verdict.write(state.to_string());
         assert_eq!(recover(&host), 0);
         assert!(host.is_accepting());
@@ -223,9 +214,7 @@ facts_on_both_suites! {
         alone(&host);
         let ledger = host.ledger();
         ledger.wait_for_commits(50);
-        // As a run leaves it that is killed between a stop and the start.
-        let state = serde_json::json!({"version": 1, "serial": 1, "stopped_by_us": true, "at": later(&host)});
-        host.file(&format!("/var/lib/pg-recovery/recover/{}-main.json", host.version())).write(state.to_string());
+        host.was_stopped_by_us();
         host.signal(host.postmaster_pid(), Signal::SIGQUIT);
         host.wait_for_state(&host.unit(), "failed", SOON);
         host.sh("systemctl start pg-watchdog.service");
@@ -390,7 +379,7 @@ facts_on_both_suites! {
         host.psql("CREATE TABLE t (id int)");
         alone(&host);
         // It answers all the time, and pg-watchdog sees that.
-        change_evidence(&host, "at", &later(&host));
+        change_evidence(&host, "at", &host.later());
         // Nobody changes its mode now, not even its owner.
         let path = faults::s7_data_directory_permissions::inject_mode_of_a_table(&host, "t");
         host.sh(&format!("chattr +i {path}"));

@@ -199,6 +199,30 @@ facts_on_both_suites! {
         ledger.stop_and_check().assert_nothing_lost();
     }
 
+    fn whoever_stops_a_server_that_replays_wal_after_we_stopped_it_has_it_stopped(host: Host) {
+        alone(&host);
+        faults::h2_long_crash_recovery::inject_by_kill(&host, 3);
+        host.wait_for_state(&host.unit(), "failed", SOON);
+        for times in 1..=2 {
+            host.was_stopped_by_us();
+            slow_replay(&host);
+            let has_begun = || host.wait_until("redo has begun", SOON, || redos(&host) == times);
+            if times == 1 {
+                killed_in(&host, "step 1 start", has_begun);
+                assert_eq!(recover(&host), 0);
+            } else {
+                host.start(UNIT);
+                has_begun();
+            }
+            assert_eq!(host.cluster_state(), "in crash recovery", "this came too late to show anything");
+            host.operator_stops(&host.unit());
+            host.wait_until("the run is over", SOON, || host.state_of(UNIT) != "activating");
+            assert_eq!(recover(&host), 0);
+            assert_eq!(host.state_of(&host.unit()), "inactive");
+            host.journal_of(ME).says("it was stopped on purpose, leaving it alone");
+        }
+    }
+
     fn a_run_killed_between_any_two_changes_of_files_is_finished_by_the_next(host: Host) {
         alone(&host);
         host.configure("[recover]\nmax_attempts = 100\n");
@@ -395,7 +419,11 @@ facts_on_both_suites! {
 fn much_to_replay(host: &Host) {
     faults::h2_long_crash_recovery::inject_by_kill(host, 3);
     host.wait_for_state(&host.unit(), "failed", SOON);
-    // Works for a fortieth of the time, as on a slow disk.
+    slow_replay(host);
+}
+
+/// The next startup process works for a fortieth of the time, as on a slow disk.
+fn slow_replay(host: &Host) {
     host.run_as_unit(
         "brake",
         "root",

@@ -190,6 +190,21 @@ impl Host {
             .unwrap_or_else(|error| panic!("{command} printed no JSON: {error}\n{output}"))
     }
 
+    /// A moment after everything that was recorded on this host, as its programs write it down.
+    pub fn later(&self) -> serde_json::Value {
+        // The unit may be told another boot ID than this shell; then it is both clocks that tell one boot.
+        let now = self.sh("cat /proc/sys/kernel/random/boot_id; date +%s.%N; cut -d ' ' -f 1 /proc/uptime");
+        let now: Vec<&str> = now.lines().collect();
+        let in_a_year = |seconds: &str| seconds.parse::<f64>().expect("a number") + 365.0 * 86_400.0;
+        serde_json::json!({"wall": in_a_year(now[1]), "boot": in_a_year(now[2]), "boot_id": now[0]})
+    }
+
+    /// Leaves the word of a run of pg-recover that is killed between a stop and the start.
+    pub fn was_stopped_by_us(&self) {
+        let verdict = serde_json::json!({"version": 1, "serial": 1, "stopped_by_us": true, "at": self.later()});
+        self.file(&format!("/var/lib/pg-recovery/recover/{}-main.json", self.version())).write(verdict.to_string());
+    }
+
     // ---- units ---------------------------------------------------------------------------------------------------
 
     /// Starts a unit without waiting for it.

@@ -538,6 +538,8 @@ impl Actor<'_> {
             let Err(last) = self.connect(Duration::from_secs(2)) else {
                 return Ok(format!("it answers after {}ms", began.elapsed().as_millis()));
             };
+            // Whoever stops it from now on, it may be for hours until it answers, has it stopped.
+            memory.stopped_by_us &= !matches!(last, Refusal::Starting(_));
             if let Refusal::Server(code, message) = &last
                 && meaning::of_refused_login(message, code).is_some()
             {

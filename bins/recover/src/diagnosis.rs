@@ -335,7 +335,7 @@ fn is_stopping(facts: &Facts) -> bool {
 }
 
 /// Line 8 of the lock file; a postmaster listens only a moment after it wrote the file.
-fn is_starting(facts: &Facts) -> bool {
+pub fn is_starting(facts: &Facts) -> bool {
     matches!(&facts.lock_file, LockFile::Present(file) if file.status.is_empty() || file.status == "starting")
 }
 

@@ -18,7 +18,7 @@ use shared::verify::{Unproven, verify};
 use shared::{Error, Result, fault, health, meaning, server_log, terminals};
 
 use crate::act::Actor;
-use crate::diagnosis::{Diagnosis, Fault, diagnose};
+use crate::diagnosis::{Diagnosis, Fault, diagnose, is_starting};
 use crate::facts::{self, Facts, Memory};
 use crate::operator;
 use crate::plan::{Planned, Risk, Step, plan};
@@ -209,7 +209,7 @@ impl<'a> Recovery<'a> {
                 // Looked at once more with that in mind: what holds systemd up may be what has to be repaired.
                 (Fault::Settling, _) if !self.memory.waited => self.memory.waited = true,
                 (Fault::LeftAlone(_) | Fault::StoppedOnPurpose | Fault::Moving | Fault::Settling, _) => {
-                    return Ok(self.leave(&diagnosis));
+                    return Ok(self.leave(&diagnosis, &facts));
                 }
                 (_, Some(planned)) if self.config.mode_of(&self.name) == Mode::Observe => {
                     log::warn!(PG_CLUSTER = self.name, PG_FAULT = diagnosis.fault.class(), MESSAGE_ID = LEFT_ALONE;
@@ -315,6 +315,10 @@ impl<'a> Recovery<'a> {
         {
             self.cluster = as_it_is_now.remove(0);
         }
+        if *step == Step::Start && self.verdict.value.stopped_by_us && !self.memory.stopped_by_us {
+            self.verdict.value.stopped_by_us = false;
+            self.verdict.save_or_warn();
+        }
         if outcome.is_ok() {
             // What the server complained about before this is past.
             self.memory.log_mark = Some(server_log::lengths(&self.cluster));
@@ -362,12 +366,18 @@ impl<'a> Recovery<'a> {
         Code::Ok
     }
 
-    fn leave(mut self, diagnosis: &Diagnosis) -> Code {
+    fn leave(mut self, diagnosis: &Diagnosis, facts: &Facts) -> Code {
         let is_moving = diagnosis.fault == Fault::Moving;
         let seen = diagnosis.evidence.last().filter(|_| is_moving).map(|line| format!(": {line}"));
         log::info!(PG_CLUSTER = self.name, PG_FAULT = diagnosis.fault.class(), MESSAGE_ID = LEFT_ALONE;
             "cluster {}: {}{}", self.name, diagnosis.fault.describe(), seen.unwrap_or_default());
+        // A run that was killed has started it again: whoever stops it from now on has it stopped.
+        let is_started_again = is_moving && self.verdict.value.stopped_by_us && is_starting(facts);
+        self.verdict.value.stopped_by_us &= !is_started_again;
         if self.tried.is_empty() {
+            if is_started_again {
+                self.verdict.save_or_warn();
+            }
             return Code::Ok;
         }
         // It was acted upon, and goes on by itself now: neither a success that was proven nor a failure.
