@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::command;
 use crate::error::{Error, Result};
+use crate::process::Family;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -206,6 +207,20 @@ pub fn control_group(unit: &str) -> Option<PathBuf> {
         .iter()
         .map(|root| PathBuf::from(format!("{root}/system.slice/{slice}{unit}")))
         .find(|group| group.exists())
+}
+
+/// How long a start has to be abandoned before it is: pg_ctlcluster and pg_ctl come and go in less.
+pub const ABANDONED: Duration = Duration::from_secs(3);
+
+/// Nobody works any more on the start of this unit that systemd waits for: a postmaster that dies while pg_ctlcluster waits for it
+/// may leave processes behind, and systemd then waits for a PID file that nobody will write, for ever, because the unit has no
+/// start timeout.
+pub fn start_is_abandoned(unit: &str, family: &Family) -> bool {
+    let Some(group) = control_group(unit) else { return false };
+    let members = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let is_orphan = |pid: i32| family.children.iter().any(|child| child.pid == pid);
+    let works = members.lines().filter_map(|pid| pid.parse().ok()).any(|pid| !is_orphan(pid));
+    !works && family.postmaster.is_none()
 }
 
 /// The host is shutting down or rebooting (systemctl(1), is-system-running).

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use host::{Host, facts_on_both_suites, faults};
+use host::{Host, Signal, facts_on_both_suites, faults};
 
 const SOON: Duration = Duration::from_secs(60);
 const ME: &str = "pg-recover";
@@ -197,6 +197,24 @@ facts_on_both_suites! {
         assert_eq!(redos(&host), 1, "it was started over");
         assert_eq!(recover(&host), 0);
         ledger.stop_and_check().assert_nothing_lost();
+    }
+
+    fn a_server_that_dies_while_it_is_started_is_started_again(host: Host) {
+        alone(&host);
+        let ledger = host.ledger();
+        ledger.wait_for_commits(100);
+        much_to_replay(&host);
+        host.start(UNIT);
+        host.wait_until("redo has begun", SOON, || redos(&host) == 1);
+        // systemd goes on waiting for that start.
+        host.signal(host.postmaster_pid(), Signal::SIGKILL);
+        ledger.wait_for_commits_within(50, SOON);
+        ledger.stop_and_check().assert_nothing_lost();
+        host.wait_until("it is on record", SOON, || !host.recoveries().is_empty());
+        let record = host.recoveries().pop().expect("on record");
+        let steps: Vec<&str> = record["steps"].as_array().expect("steps").iter().filter_map(|s| s["step"].as_str()).collect();
+        assert_eq!(steps, ["start", "end-start", "start", "verify"], "{record:#}");
+        assert_eq!(record["outcome"], "recovered", "{record:#}");
     }
 
     fn whoever_stops_a_server_that_replays_wal_after_we_stopped_it_has_it_stopped(host: Host) {

@@ -54,6 +54,7 @@ impl Actor<'_> {
                 self.stop(facts, memory, Signal::SIGQUIT, self.config.recover.immediate_stop_timeout)
             }
             Step::KillPostmaster => self.stop(facts, memory, Signal::SIGKILL, Duration::from_secs(5)),
+            Step::EndStart => self.end_start(memory),
             Step::EndOrphans => self.end_orphans(),
             Step::SetLockFileAside => self.set_lock_file_aside(),
             Step::PutLockFileBack => self.put_lock_file_back(facts),
@@ -166,6 +167,20 @@ impl Actor<'_> {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    fn end_start(&self, memory: &mut Memory) -> Result<String> {
+        let family = process::family(&self.cluster.data_directory, &self.cluster.owner)?;
+        if !unit::start_is_abandoned(&self.cluster.unit, &family) {
+            return Err(Error::failed("somebody works on it after all"));
+        }
+        self.still_meant()?;
+        memory.stopped_by_us = true;
+        // It did not fail for anything that the server has met, such as its configuration.
+        memory.started = false;
+        unit::stop(&self.cluster.unit)?;
+        let now = self.settle()?;
+        Ok(format!("{} is {}", self.cluster.unit, now.active))
     }
 
     fn end_orphans(&self) -> Result<String> {
@@ -556,6 +571,9 @@ impl Actor<'_> {
                     return Err(Error::failed(format!("it begins anew again and again: {message}")));
                 }
                 let family = process::family(&cluster.data_directory, &cluster.owner)?;
+                if memory.start_is_abandoned(cluster, &now, &family) {
+                    return Err(Error::failed("its postmaster died while it was started"));
+                }
                 if matches!(last, Refusal::Starting(_)) && facts::startup_moves(&family, Duration::from_secs(3)) {
                     moved = Instant::now();
                 }

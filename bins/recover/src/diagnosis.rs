@@ -30,6 +30,8 @@ pub enum Fault {
     Killed,
     /// M1: the same, after the OOM killer ended a process of it.
     OutOfMemory,
+    /// P1: the postmaster died while it was started, and systemd goes on waiting for that start.
+    AbandonedStart,
     /// P2: SIGSTOP, or nothing happens any more.
     Stopped,
     /// P3: SIGSTOP to children of a postmaster that is well.
@@ -79,7 +81,7 @@ impl Fault {
             Fault::Well => "none",
             Fault::LeftAlone(_) | Fault::StoppedOnPurpose | Fault::Down => "O1",
             Fault::Moving | Fault::Settling => "H2",
-            Fault::Killed => "P1",
+            Fault::Killed | Fault::AbandonedStart => "P1",
             Fault::OutOfMemory => "M1",
             Fault::Stopped | Fault::Hung => "P2",
             Fault::ChildStopped => "P3",
@@ -110,6 +112,7 @@ impl Fault {
             Fault::StoppedOnPurpose => "it was stopped on purpose, leaving it alone",
             Fault::Down => "it was stopped cleanly although it is meant to run",
             Fault::Killed => "the postmaster is dead",
+            Fault::AbandonedStart => "the postmaster died while it was started, and systemd goes on waiting for it",
             Fault::OutOfMemory => "the OOM killer ended a process of it, and the server with it",
             Fault::Stopped => "the postmaster was stopped by a signal",
             Fault::ChildStopped => "processes of the server were stopped by a signal",
@@ -353,6 +356,9 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
     ));
     // A backend that does not notice the death of its postmaster keeps the unit deactivating for an hour.
     let held_up = facts.waited && unit.active == "deactivating" && !unit.job && !facts.family.children.is_empty();
+    if facts.start_is_abandoned {
+        return Fault::AbandonedStart;
+    }
     if !held_up && (unit.active == "deactivating" || unit.active == "activating" || unit.job) {
         evidence.push("systemd is at work on it".into());
         return Fault::Settling;

@@ -1,6 +1,6 @@
 //! What is known about one cluster at one moment. Looking changes nothing.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ use shared::point::{self, Copy};
 use shared::prestart::{self, Obstacle};
 use shared::process::{self, Family, Identity, Process};
 use shared::standing::{self, Standing, Verdict};
-use shared::unit::UnitState;
+use shared::unit::{self, UnitState};
 use shared::{Error, Result, ballast, command, health, port, record, socket};
 
 use crate::learn::Lessons;
@@ -112,6 +112,8 @@ pub struct Facts {
     pub asked_by_checks: bool,
     /// The log says that it shut itself down because postmaster.pid was gone (P8).
     pub lock_file_was_lost: bool,
+    /// systemd waits for a start that nobody works on any more.
+    pub start_is_abandoned: bool,
     /// This or an interrupted run of this program stopped it.
     pub stopped_by_us: bool,
     /// This run has waited for systemd long enough.
@@ -195,6 +197,8 @@ pub struct Memory {
     pub stopped_by_us: bool,
     pub started: bool,
     pub waited: bool,
+    /// Since when its start was seen to be abandoned.
+    abandoned: Cell<Option<Instant>>,
     /// All files were looked at, which takes a while, and no mode was changed since.
     pub wrong_modes: OnceCell<Vec<PathBuf>>,
     pub learnt: Lessons,
@@ -202,6 +206,13 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// systemd waits for a start that nobody works on any more, and not just for a moment.
+    pub fn start_is_abandoned(&self, cluster: &Cluster, unit: &UnitState, family: &Family) -> bool {
+        let is_now = unit.active == "activating" && unit::start_is_abandoned(&cluster.unit, family);
+        self.abandoned.set(is_now.then(|| self.abandoned.get().unwrap_or_else(Instant::now)));
+        self.abandoned.get().is_some_and(|since| since.elapsed() >= unit::ABANDONED)
+    }
+
     /// What earlier runs have left.
     pub fn of(cluster: &str, config: &Config, verdict: &Verdict) -> Memory {
         let now = Stamp::now();
@@ -332,6 +343,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         } else {
             0
         },
+        start_is_abandoned: memory.start_is_abandoned(cluster, &unit, &family),
         stopped_by_us: memory.stopped_by_us,
         started_by_us: memory.started,
         learnt: memory.learnt.clone(),

@@ -30,6 +30,8 @@ pub enum Step {
     StopImmediate,
     /// SIGKILL to the postmaster, which has had SIGINT and SIGQUIT.
     KillPostmaster,
+    /// Stop the unit, whose start nobody works on any more.
+    EndStart,
     /// SIGCONT, SIGQUIT, then SIGKILL to children whose postmaster is dead.
     EndOrphans,
     /// Rename a lock file that nobody owns into the evidence.
@@ -69,6 +71,7 @@ impl Step {
             Step::StopFast => "stop-fast",
             Step::StopImmediate => "stop-immediate",
             Step::KillPostmaster => "kill-postmaster",
+            Step::EndStart => "end-start",
             Step::EndOrphans => "end-orphans",
             Step::SetLockFileAside => "set-lock-file-aside",
             Step::PutLockFileBack => "put-lock-file-back",
@@ -171,6 +174,9 @@ fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
         | Fault::Unknown => Vec::new(),
         Fault::WalMissing => {
             vec![(Step::GiveUpWal, "the server then starts without the commits that are in the missing WAL"), start]
+        }
+        Fault::AbandonedStart => {
+            vec![(Step::EndStart, "nobody works on that start any more, and no other can begin before it ends"), start]
         }
         Fault::Killed | Fault::OutOfMemory | Fault::Down => vec![start],
         Fault::Stopped => {
@@ -365,6 +371,7 @@ mod tests {
             failure: None,
             asked_by_checks: false,
             lock_file_was_lost: false,
+            start_is_abandoned: false,
             stopped_by_us: false,
             started_by_us: false,
             waited: false,
@@ -430,6 +437,7 @@ mod tests {
         };
         let control_lost = |facts| Facts { control: Err(ControlError::Missing), control_copy: Ok(()), ..facts };
         let wrong = || vec![PathBuf::from("base/5/16384")];
+        let activating = UnitState { active: "activating".into(), job: true, ..killed().unit };
         let sockets = Facts { socket_directory: Err("x".into()), ..killed() };
         let lost = |copy: bool, at_work| Facts {
             connection: Err(Refusal::NoSocket),
@@ -443,6 +451,7 @@ mod tests {
         let folder_gone = Facts { socket_directory: Err("x".into()), ..lost(true, 0) };
         let cases: Vec<(Facts, &str, &[&str])> = vec![
             (killed(), "P1", &["start"]),
+            (Facts { start_is_abandoned: true, unit: activating, ..killed() }, "P1", &["end-start", "start"]),
             (hung('T', false), "P2", &["continue", "stop-fast", "stop-immediate", "kill-postmaster", "start"]),
             (Facts { stopped_children: vec![process(11, 'T')], ..well() }, "P3", &["continue"]),
             (hung('S', false), "P2", &["stop-fast", "stop-immediate", "kill-postmaster", "start"]),

@@ -263,7 +263,7 @@ impl<'a> Recovery<'a> {
 
     fn step(&mut self, planned: Planned, diagnosis: &Diagnosis, facts: &Facts) {
         let Planned { step, why, .. } = &planned;
-        let stops = matches!(step, Step::StopFast | Step::StopImmediate | Step::KillPostmaster);
+        let stops = matches!(step, Step::StopFast | Step::StopImmediate | Step::KillPostmaster | Step::EndStart);
         let disturbs = step.disturbs() && facts.family.postmaster.is_some();
         let is_first = disturbs && !self.tried.iter().any(Step::disturbs);
         if *step == Step::RenewCertificate {

@@ -18,7 +18,7 @@ use shared::process::{self, Identity, Pidfd, Process};
 use shared::server_log::{self, Level};
 use shared::standing::{self, Standing, Verdict};
 use shared::state::State as StateFile;
-use shared::unit::{UnitState, control_group};
+use shared::unit::{self, ABANDONED, UnitState, control_group};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
@@ -38,9 +38,8 @@ use crate::state::State;
 /// A server under load alternates between busy and well; said once in this time.
 const BUSY_SAID: Duration = Duration::from_secs(60);
 
-/// pg_ctlcluster and pg_ctl come and go in less.
+/// A server ends in less.
 const HELD_UP: Duration = Duration::from_secs(15);
-const STUCK: Duration = Duration::from_secs(3);
 
 pub struct Sentry {
     post: Arc<Post>,
@@ -482,19 +481,14 @@ impl Sentry {
         standing::present_verdict(&self.name, &self.config).value
     }
 
-    /// A postmaster that dies while pg_ctlcluster waits for it may leave processes behind; systemd then waits for a PID
-    /// file that nobody will write, and for ever, because the unit has no start timeout.
+    /// Ends a start that nobody works on any more.
     fn free_stuck_start(&mut self, unit: &UnitState, umbrella: Option<&UnitState>) -> Result<()> {
         let family = process::family(&self.cluster.data_directory, &self.cluster.owner)?;
-        let Some(group) = control_group(&self.cluster.unit) else { return Ok(()) };
-        let members = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-        let is_orphan = |pid: i32| family.children.iter().any(|child| child.pid == pid);
-        let works = members.lines().filter_map(|pid| pid.parse().ok()).any(|pid| !is_orphan(pid));
-        if works || family.postmaster.is_some() {
+        if !unit::start_is_abandoned(&self.cluster.unit, &family) {
             self.stuck = None;
             return Ok(());
         }
-        if self.stuck.get_or_insert_with(Instant::now).elapsed() < STUCK {
+        if self.stuck.get_or_insert_with(Instant::now).elapsed() < ABANDONED {
             return Ok(());
         }
         let name = self.name.clone();
