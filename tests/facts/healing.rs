@@ -409,6 +409,14 @@ facts_on_both_suites! {
         assert_eq!(host.psql("SHOW shared_preload_libraries"), "");
     }
 
+    fn a_library_that_ends_the_server_without_a_word_is_undone_after_a_second_start(host: Host) {
+        let ledger = ledger_of(&host);
+        faults::c3_missing_preload_library::inject_crash(&host);
+        healed(&host, ledger, "C3", SOON);
+        host.journal_of("pg-recover").says("step 2 start").says("step 3 restore-configuration");
+        assert_eq!(host.psql("SHOW shared_preload_libraries"), "");
+    }
+
     fn settings_that_do_not_go_together_are_undone(host: Host) {
         // What is undone is what it last ran with: room for prepared transactions, and one of them.
         host.psql("ALTER SYSTEM SET max_prepared_transactions = 5");

@@ -199,22 +199,24 @@ facts_on_both_suites! {
         ledger.stop_and_check().assert_nothing_lost();
     }
 
-    fn a_server_that_dies_while_it_is_started_is_started_again(host: Host) {
-        alone(&host);
-        let ledger = host.ledger();
-        ledger.wait_for_commits(100);
-        much_to_replay(&host);
-        host.start(UNIT);
-        host.wait_until("redo has begun", SOON, || redos(&host) == 1);
-        // systemd goes on waiting for that start.
-        host.signal(host.postmaster_pid(), Signal::SIGKILL);
-        ledger.wait_for_commits_within(50, SOON);
-        ledger.stop_and_check().assert_nothing_lost();
-        host.wait_until("it is on record", SOON, || !host.recoveries().is_empty());
-        let record = host.recoveries().pop().expect("on record");
-        let steps: Vec<&str> = record["steps"].as_array().expect("steps").iter().filter_map(|s| s["step"].as_str()).collect();
-        assert_eq!(steps, ["start", "end-start", "start", "verify"], "{record:#}");
-        assert_eq!(record["outcome"], "recovered", "{record:#}");
+    fn a_start_of_which_only_an_orphan_is_left_is_ended_and_made_again(host: Host) {
+        let steps = steps_when_its_start_is_broken_off(&host, || {
+            host.sh("systemctl stop brake; kill -STOP $(pgrep -f '[s]tartup recovering')");
+            // systemd goes on waiting for that start.
+            host.signal(host.postmaster_pid(), Signal::SIGKILL);
+        });
+        assert_eq!(steps, ["start", "end-start", "start", "verify"]);
+    }
+
+    fn a_start_that_is_killed_is_made_again_and_the_new_configuration_is_not_to_blame(host: Host) {
+        let mut steps = steps_when_its_start_is_broken_off(&host, || {
+            let file = format!("{}/postgresql.auto.conf", host.data_directory());
+            host.server_dies_while(&format!("echo \"log_min_duration_statement = '7s'\" >>{file}"));
+        });
+        // systemd, too, finds out about the dead in an order of its own, and may go on waiting.
+        steps.retain(|step| step != "end-start");
+        assert_eq!(steps, ["start", "start", "verify"]);
+        assert_eq!(host.psql("SHOW log_min_duration_statement"), "7s");
     }
 
     fn whoever_stops_a_server_that_replays_wal_after_we_stopped_it_has_it_stopped(host: Host) {
@@ -438,6 +440,25 @@ fn much_to_replay(host: &Host) {
     faults::h2_long_crash_recovery::inject_by_kill(host, 3);
     host.wait_for_state(&host.unit(), "failed", SOON);
     slow_replay(host);
+}
+
+/// What is done by a recovery whose start is broken off while it replays WAL.
+#[track_caller]
+fn steps_when_its_start_is_broken_off(host: &Host, break_off: impl FnOnce()) -> Vec<String> {
+    alone(host);
+    let ledger = host.ledger();
+    ledger.wait_for_commits(100);
+    much_to_replay(host);
+    host.start(UNIT);
+    host.wait_until("redo has begun", SOON, || redos(host) == 1);
+    break_off();
+    ledger.wait_for_commits_within(50, SOON);
+    ledger.stop_and_check().assert_nothing_lost();
+    host.wait_until("it is on record", SOON, || !host.recoveries().is_empty());
+    let record = host.recoveries().pop().expect("on record");
+    assert_eq!(record["outcome"], "recovered", "{record:#}");
+    let steps = record["steps"].as_array().expect("steps");
+    steps.iter().filter_map(|s| s["step"].as_str()).map(String::from).collect()
 }
 
 /// The next startup process works for a fortieth of the time, as on a slow disk.

@@ -1,5 +1,5 @@
-//! C3: ALTER SYSTEM accepts a library that does not exist, an address of another host, or a setting that another one needs,
-//! and the next restart fails. `postgres -C` does not notice it.
+//! C3: ALTER SYSTEM accepts a library that does not exist or crashes, an address of another host, or a setting that another
+//! one needs, and the next restart fails. `postgres -C` does not notice it.
 
 use std::time::Duration;
 
@@ -12,11 +12,21 @@ pub const FAULTS: &[Fault] = &[
         class: "C3",
         name: "library to preload that does not exist, and a restart",
         imitates: "an extension whose package was removed",
-        is_not: "a library that crashes the server",
+        is_not: "a library that crashes the server, which is the next row",
         is_recorded: true,
         inject: |host| {
             inject(host);
         },
+        keeps_postmaster: false,
+        deadline: Duration::from_secs(60),
+    },
+    Fault {
+        class: "C3",
+        name: "library to preload that crashes the server, and a restart",
+        imitates: "an extension that was built for something else",
+        is_not: "one that crashes sessions later",
+        is_recorded: true,
+        inject: inject_crash,
         keeps_postmaster: false,
         deadline: Duration::from_secs(60),
     },
@@ -37,6 +47,13 @@ pub const FAULTS: &[Fault] = &[
 /// The library, and a restart.
 pub fn inject(host: &Host) -> Output {
     inject_setting(host, "shared_preload_libraries = 'nope'")
+}
+
+/// A library with which the server ends without a word, and a restart.
+pub fn inject_crash(host: &Host) {
+    let library = format!("/usr/lib/postgresql/{}/lib/crash.so", host.version());
+    host.install_library(&library, "__attribute__((constructor)) static void crash(void) { __builtin_trap(); }");
+    inject_setting(host, "shared_preload_libraries = 'crash'");
 }
 
 /// Any setting, and a restart.

@@ -177,7 +177,7 @@ impl Actor<'_> {
         self.still_meant()?;
         memory.stopped_by_us = true;
         // It did not fail for anything that the server has met, such as its configuration.
-        memory.started = false;
+        memory.starts = 0;
         unit::stop(&self.cluster.unit)?;
         let now = self.settle()?;
         Ok(format!("{} is {}", self.cluster.unit, now.active))
@@ -545,7 +545,7 @@ impl Actor<'_> {
         }
         let log_mark = server_log::lengths(cluster);
         memory.log_mark = Some(log_mark.clone());
-        memory.started = true;
+        memory.starts += 1;
         unit::start(&cluster.unit)?;
         let began = Instant::now();
         let mut moved = began;

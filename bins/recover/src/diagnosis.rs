@@ -478,18 +478,22 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
             Some(class @ ("C1" | "C2" | "C3" | "C4" | "C5")) if differs(facts) => return Fault::Configuration(class),
             // It is what our own start met. An older message is no reason not to try once: every check before a start
             // has passed, and what the server complained about may be mended.
-            Some(class) if facts.started_by_us => {
+            Some(class) if facts.starts > 0 => {
                 evidence.extend(facts.foreign.clone().filter(|_| *class == "S7"));
                 return Fault::NotOurs(class);
             }
             // In words that are not known here, but with a configuration that it never ran with.
-            None if facts.started_by_us && differs(facts) => return Fault::Configuration("C3"),
-            None if facts.started_by_us => return Fault::Unknown,
+            None if facts.starts > 0 && differs(facts) => return Fault::Configuration("C3"),
+            None if facts.starts > 0 => return Fault::Unknown,
             _ => {}
         }
-    } else if facts.started_by_us && differs(facts) {
-        evidence.push("our start failed without a word, with a configuration that it never ran with".into());
-        return Fault::Configuration("C3");
+    } else if facts.starts > 0 {
+        // It may have been killed, as the one before it was; and memory that ran out once is not asked for again.
+        if differs(facts) && (facts.starts > 1 || of_memory) {
+            evidence.push("our starts failed without a word, with a configuration that it never ran with".into());
+            return Fault::Configuration("C3");
+        }
+        evidence.push("our start failed without a word".into());
     }
     match () {
         () if of_memory => Fault::OutOfMemory,

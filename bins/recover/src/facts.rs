@@ -118,8 +118,8 @@ pub struct Facts {
     pub stopped_by_us: bool,
     /// This run has waited for systemd long enough.
     pub waited: bool,
-    /// This run has tried to start it.
-    pub started_by_us: bool,
+    /// How often this run has tried to start it.
+    pub starts: u32,
     /// How steps ended in earlier recoveries.
     pub learnt: Lessons,
     /// Earlier recoveries within `watchdog.quiet` that signalled or stopped it while it ran.
@@ -195,7 +195,7 @@ pub struct Memory {
     /// Length of the server log at our last step: what comes behind it is news.
     pub log_mark: Option<shared::server_log::Mark>,
     pub stopped_by_us: bool,
-    pub started: bool,
+    pub starts: u32,
     pub waited: bool,
     /// Since when its start was seen to be abandoned.
     abandoned: Cell<Option<Instant>>,
@@ -345,7 +345,7 @@ pub fn look(cluster: &Cluster, config: &Config, memory: &Memory) -> Result<Facts
         },
         start_is_abandoned: memory.start_is_abandoned(cluster, &unit, &family),
         stopped_by_us: memory.stopped_by_us,
-        started_by_us: memory.started,
+        starts: memory.starts,
         learnt: memory.learnt.clone(),
         disturbed: memory.disturbed,
         waited: memory.waited,

@@ -147,12 +147,17 @@ pub fn plan(facts: &Facts, diagnosis: &Diagnosis, tried: &[Step]) -> Vec<Planned
         // What comes after one that rests relies on it.
         .take_while(|(step, _)| !facts.learnt.rests(class, step.name(), step.of()))
         .filter(|(step, _)| match step {
-            // A start that failed is tried again only after something else was done.
-            Step::Start => tried.last() != Some(&Step::Start),
+            // A start that failed is tried again only after something else was done, or once if there was not a word of why.
+            Step::Start => tried.last() != Some(&Step::Start) || may_have_been_killed(facts, &diagnosis.fault),
             step => !tried.contains(step),
         })
         .map(|(step, why)| Planned { risk: step.risk(), why: why.to_string(), step })
         .collect()
+}
+
+/// Our first start ended without a reason.
+fn may_have_been_killed(facts: &Facts, fault: &Fault) -> bool {
+    facts.starts == 1 && facts.failure.is_none() && matches!(fault, Fault::Killed | Fault::Down)
 }
 
 fn ladder(facts: &Facts, fault: &Fault) -> Vec<(Step, &'static str)> {
@@ -373,7 +378,7 @@ mod tests {
             lock_file_was_lost: false,
             start_is_abandoned: false,
             stopped_by_us: false,
-            started_by_us: false,
+            starts: 0,
             waited: false,
             learnt: Lessons::default(),
             disturbed: 0,
@@ -567,7 +572,7 @@ mod tests {
             (refuses("XX001", "invalid page in block 0 of relation base/5/1259"), "S17"),
             (Facts { panics: Some(("S5", "x".into())), ..recovering() }, "S5"),
             (Facts { obstacles: obstacle("S4"), ..killed() }, "S4"),
-            (Facts { started_by_us: true, failure: Some(("x".into(), Some("S17"))), ..killed() }, "S17"),
+            (Facts { starts: 1, failure: Some(("x".into(), Some("S17"))), ..killed() }, "S17"),
         ] {
             assert_eq!(decide(&facts, &[]), (class, vec![]));
         }
@@ -668,7 +673,7 @@ mod tests {
         assert_eq!(first(&key, &[]), restore(&["/d/server.crt", "/d/server.key"], &[]));
         // A renewed pair is no reason for a start that fails with other words.
         let pair = Configuration { tls: vec!["/d/server.key".into()], has_good: true, ..Configuration::default() };
-        let other = Facts { started_by_us: true, ..of(pair, Some(("new words".into(), None))) };
+        let other = Facts { starts: 1, ..of(pair, Some(("new words".into(), None))) };
         assert_eq!(first(&other, &[Step::Start]), None);
         // A person changed what makes commits durable, or where the data is: that is not put back.
         let durable = Configuration { not_ours: vec!["fsync".into()], error: Some("x".into()), ..configuration() };
@@ -790,7 +795,25 @@ mod tests {
         assert_eq!(decide(&lost, &[Step::RestoreControlFile]), ("S9", vec!["start"]));
         let readable_again = [Step::RestoreControlFile, Step::Start, Step::RestoreMode];
         assert_eq!(decide(&lost, &readable_again), ("S9", vec!["restore-control-file", "start"]));
-        let unknown = Facts { started_by_us: true, failure: Some(("new words".into(), None)), ..killed() };
+        let unknown = Facts { starts: 1, failure: Some(("new words".into(), None)), ..killed() };
         assert_eq!(decide(&unknown, &[Step::Start]), ("unknown", vec![]));
+    }
+
+    #[test]
+    fn a_start_that_ended_without_a_word_is_tried_once_more_before_the_configuration_is_to_blame() {
+        let other = || Configuration {
+            changed: vec!["/d/postgresql.auto.conf".into()],
+            has_good: true,
+            ..Configuration::default()
+        };
+        let silent = |starts, configuration| Facts { starts, configuration, ..killed() };
+        let tried = [Step::Start, Step::Start];
+        assert_eq!(decide(&silent(1, other()), &tried[..1]), ("P1", vec!["start"]));
+        assert_eq!(decide(&silent(2, other()), &tried), ("C3", vec!["restore-configuration"]));
+        assert_eq!(decide(&silent(2, Configuration::default()), &tried), ("P1", vec![]));
+        let memory = UnitState { result: "oom-kill".into(), ..killed().unit };
+        let memory = |configuration| Facts { unit: memory.clone(), ..silent(1, configuration) };
+        assert_eq!(decide(&memory(other()), &tried[..1]), ("C3", vec!["restore-configuration"]));
+        assert_eq!(decide(&memory(Configuration::default()), &tried[..1]), ("M1", vec![]));
     }
 }

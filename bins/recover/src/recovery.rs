@@ -281,6 +281,10 @@ impl<'a> Recovery<'a> {
             verdict.at = Stamp::now();
             self.verdict.save_or_warn();
         }
+        if matches!(step, Step::RestoreConfiguration { .. }) && self.tried.iter().all(|step| *step == Step::Start) {
+            // Not the death that it caused.
+            self.record.fault = diagnosis.fault.class().into();
+        }
         stop_here_for_a_test(self.tried.len() + 1);
         if planned.risk == Risk::Data {
             // Used up before it is used: if this run is killed now, the person is asked again.
