@@ -8,6 +8,7 @@
 
 use std::path::{Path, PathBuf};
 
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Stamp;
@@ -56,8 +57,11 @@ pub fn state(cluster: &str) -> State<Evidence> {
     State::load(&format!("evidence/{}/evidence.json", crate::cluster::file_name(cluster)))
 }
 
-/// The newest evidence there is; `None` when nothing was ever recorded.
+/// The newest evidence there is; `None` when nothing was ever recorded, and for pg-health-check, which is not root.
 pub fn load(cluster: &str) -> Option<Evidence> {
+    if !geteuid().is_root() {
+        return None;
+    }
     let saved = Some(state(cluster).value).filter(|e| e.system_identifier != 0);
     let fresh = state::read(&volatile(cluster), 1 << 20)
         .ok()

@@ -94,6 +94,27 @@ facts_on_both_suites! {
         host.psql("CHECKPOINT");
     }
 
+    fn a_stopped_checkpointer_keeps_nobody_from_restarting_or_stopping_the_server(host: Host) {
+        let ledger = ledger_of(&host);
+        let (unit, postmaster) = (host.unit(), host.postmaster_pid());
+        let in_the_same_moment = |command: &str| {
+            // systemd itself tells what it stops in the middle of a start to go on.
+            host.wait_for_state(&unit, "active", SOON);
+            let checkpointer = faults::p3_checkpointer_stopped::pid(&host);
+            host.sh(&format!("kill -STOP {checkpointer} && systemctl {command} {unit}"));
+        };
+        in_the_same_moment("restart --no-block");
+        // pg_ctl gives up after a minute, and systemd ends the server hard.
+        healed(&host, ledger, "P3", Duration::from_secs(40));
+        assert_ne!(host.postmaster_pid(), postmaster, "it was not restarted");
+        host.wait_until_settled();
+        in_the_same_moment("stop");
+        host.wait_until("that is on record", SOON, || host.recoveries().len() == 2);
+        host.journal_of("pg-recover").says("its stop goes on");
+        assert_eq!(host.cluster_state(), "shut down");
+        assert_eq!(host.state_of(&unit), "inactive", "it was started again");
+    }
+
     fn a_stale_an_empty_and_a_garbage_lock_file_after_a_power_cut_do_not_keep_it_down(host: Host) {
         let ledger = ledger_of(&host);
         for inject in [
@@ -518,6 +539,7 @@ facts_on_both_suites! {
         ledger.wait_for_commits_within(20, THREE_CHECKS);
         ledger.stop_and_check().assert_nothing_lost();
         host.journal_of("pg-recover").says("stopped cleanly although it is meant to run");
+        host.journal_of("pg-health-check").does_not_say("Permission denied");
         host.wait_until("it is on record", SOON, || host.recoveries().last().is_some_and(|r| r["fault"] == "O1"));
         assert_eq!(host.recoveries().last().expect("there is one")["outcome"], "recovered");
     }

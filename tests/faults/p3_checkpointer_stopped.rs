@@ -21,8 +21,13 @@ pub const FAULTS: &[Fault] = &[Fault {
 
 /// Stops the checkpointer, and returns its pid in the machine.
 pub fn inject(host: &Host) -> i32 {
-    let pid = host.psql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'");
-    let pid = pid.parse().expect("a pid is a number");
+    let pid = pid(host);
     host.signal(pid, Signal::SIGSTOP);
     pid
+}
+
+/// That of the checkpointer.
+pub fn pid(host: &Host) -> i32 {
+    let pid = host.psql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'");
+    pid.parse().expect("a pid is a number")
 }

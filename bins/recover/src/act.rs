@@ -28,6 +28,7 @@ use shared::{
 };
 
 use crate::control_file;
+use crate::diagnosis::is_stopping;
 use crate::facts::{self, Facts, Memory};
 use crate::plan::Step;
 
@@ -112,12 +113,14 @@ impl Actor<'_> {
         }
         let deadline = Instant::now() + Duration::from_secs(3);
         let mut answer = self.connect(Duration::from_millis(500));
-        while (answer.is_err() || !goes_on()) && Instant::now() < deadline {
+        let stops = is_stopping(facts);
+        while ((answer.is_err() && !stops) || !goes_on()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
             answer = self.connect(Duration::from_millis(500));
         }
         let done = format!("SIGCONT to {} processes", stopped.len());
         match answer {
+            _ if stops && goes_on() => Ok(format!("{done}; its stop goes on")),
             Ok(()) if !goes_on() => Err(Error::failed(format!("{done}, but somebody stops them again"))),
             Ok(()) => Ok(format!("{done}; it answers")),
             Err(refusal) => Err(Error::failed(format!("{done}, but it does not answer: {refusal}"))),

@@ -248,6 +248,8 @@ fn running(facts: &Facts, config: &Config, evidence: &mut Vec<String>) -> Fault 
                 None => Fault::Well,
             },
         },
+        // Its stop waits for them, and systemd for its stop.
+        Err(_) if is_stopping(facts) && !facts.stopped_children.is_empty() => child_stopped(facts, evidence),
         Err(Refusal::Starting(_)) if facts.moves || facts.waits_for_wal || facts.stopped_by_us => {
             let seen = match () {
                 () if facts.waits_for_wal => "its startup process waits for WAL from elsewhere",
@@ -333,7 +335,7 @@ fn socket_gone(lost: &SocketLost, postmaster: &Process, config: &Config, evidenc
     Fault::SocketGone { copy: is_well && lost.copy.is_ok(), restart }
 }
 
-fn is_stopping(facts: &Facts) -> bool {
+pub fn is_stopping(facts: &Facts) -> bool {
     matches!(&facts.lock_file, LockFile::Present(file) if file.status == "stopping")
 }
 

@@ -440,6 +440,14 @@ mod tests {
             obstacles: obstacle("P9"),
             ..killed()
         };
+        let stopping = PidFile { pid: 10, status: "stopping".into(), ..PidFile::default() };
+        let stopping = Facts {
+            connection: Err(Refusal::Starting("the database system is shutting down".into())),
+            lock_file: LockFile::Present(stopping),
+            moves: true,
+            stopped_children: vec![process(11, 'T')],
+            ..well()
+        };
         let control_lost = |facts| Facts { control: Err(ControlError::Missing), control_copy: Ok(()), ..facts };
         let wrong = || vec![PathBuf::from("base/5/16384")];
         let activating = UnitState { active: "activating".into(), job: true, ..killed().unit };
@@ -459,6 +467,7 @@ mod tests {
             (Facts { start_is_abandoned: true, unit: activating, ..killed() }, "P1", &["end-start", "start"]),
             (hung('T', false), "P2", &["continue", "stop-fast", "stop-immediate", "kill-postmaster", "start"]),
             (Facts { stopped_children: vec![process(11, 'T')], ..well() }, "P3", &["continue"]),
+            (stopping, "P3", &["continue"]),
             (hung('S', false), "P2", &["stop-fast", "stop-immediate", "kill-postmaster", "start"]),
             (garbage, "P6", &["set-lock-file-aside", "start"]),
             (recycled, "P7", &["set-lock-file-aside", "start"]),

@@ -125,9 +125,11 @@ impl Look {
         }
     }
 
-    /// A child that a signal has stopped, and no debugger: clients may notice nothing for a long time (P3).
-    pub fn stopped_child(&mut self) -> Option<String> {
-        if self.children_at.is_some_and(|at| at.elapsed() < CHILDREN_EVERY) {
+    /// A child that a signal has stopped, and no debugger: clients may notice nothing for a long time (P3), and whoever stops
+    /// the server waits.
+    pub fn stopped_child(&mut self, state: &State) -> Option<String> {
+        let every = if *state == State::Stopping { Duration::ZERO } else { CHILDREN_EVERY };
+        if self.children_at.is_some_and(|at| at.elapsed() < every) {
             return None;
         }
         self.children_at = Some(Instant::now());

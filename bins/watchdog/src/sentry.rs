@@ -269,7 +269,7 @@ impl Sentry {
 
     async fn act_on(&mut self, state: Option<&State>, look: &mut Look, mark: Mark) {
         match state {
-            Some(State::Well) => {
+            Some(state @ State::Well) => {
                 self.seen.well = true;
                 // The crash of one session ends all others, ours among them.
                 if std::mem::take(&mut look.cut_off) {
@@ -295,7 +295,7 @@ impl Sentry {
                 if let Some(why) = self.keeper.control_lost().map(String::from) {
                     self.hand_over("S9", &format!("its server runs, and {why}"));
                 }
-                if let Some(child) = look.stopped_child() {
+                if let Some(child) = look.stopped_child(state) {
                     self.hand_over("P3", &format!("its server runs, and a signal has stopped \"{child}\""));
                 }
                 if let Some(wrong) = self.keeper.take_wrong() {
@@ -308,6 +308,11 @@ impl Sentry {
             Some(State::Hung(why)) => self.hand_over("P2", &format!("its postmaster hangs: {why}")),
             Some(State::Refusing { why, fault: Some(fault) }) => {
                 self.hand_over(fault, &format!("its server runs, and lets nobody in: {why}"));
+            }
+            Some(state @ State::Stopping) => {
+                if let Some(child) = look.stopped_child(state) {
+                    self.hand_over("P3", &format!("its server is told to stop, and a signal has stopped \"{child}\""));
+                }
             }
             Some(State::Starting | State::Recovering { .. }) => self.look_for_panics(),
             Some(State::LockFileLost) => self.hand_over("P8", "its server runs without its lock file"),
