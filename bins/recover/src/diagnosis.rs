@@ -490,12 +490,12 @@ fn down(facts: &Facts, config: &Config, cluster: &str, evidence: &mut Vec<String
             _ => {}
         }
     } else if facts.starts > 0 {
+        evidence.push("our start failed without a word".into());
         // It may have been killed, as the one before it was; and memory that ran out once is not asked for again.
         if differs(facts) && (facts.starts > 1 || of_memory) {
-            evidence.push("our starts failed without a word, with a configuration that it never ran with".into());
+            evidence.push("it never ran with this configuration".into());
             return Fault::Configuration("C3");
         }
-        evidence.push("our start failed without a word".into());
     }
     match () {
         () if of_memory => Fault::OutOfMemory,
